@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The life of a request: made (block_io_start), issued, merged away or completed; one record when it has finished.
+ *
+ * Every start is counted and ends as exactly one of finished, merged, expired or still in flight. A completion without
+ * a start (a flush, one in flight when the programs attached) gives a record too, with an unknown owner.
+ */
+#ifndef LLMIO_REQUESTS_H
+#define LLMIO_REQUESTS_H
+
+/* Since 6.5, and in some distributions' kernels before: in the submitter's context, with the request. */
+PROGRAM(block_io_start, struct request *rq)
+{
+	__u32 cmd_flags = READ(rq, cmd_flags), epoch;
+	struct target target = {};
+	struct share share = {};
+	struct request_entry *entry;
+	struct device_counts *counts;
+	__u64 now, bio = WORD(request, rq, bio);
+
+	if (!control.running)
+		return 0;
+	now = bpf_ktime_get_ns();
+	entry = kept_entry(number_of(rq));
+	if (!entry) {
+		/* It will complete without a start, as nobody's. */
+		control.table_full = 1;
+		counts = counts_of(claim_slot(device_of(rq)));
+		if (counts)
+			counts->untracked++;
+		return 0;
+	}
+	begin(entry, rq, cmd_flags);
+	if (set_share(&share, &target, bio, cmd_flags, entry->op)) {
+		/* The kept entry remembers whom and what it introduced last, so mostly no map is asked. */
+		epoch = control.seen_epoch;
+		if (entry->seen_epoch != epoch || entry->share.tgid != share.tgid ||
+		    entry->share.owner_start_ns != share.owner_start_ns)
+			entry->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
+	} else {
+		entry->seen_epoch = 0;
+	}
+	if (share.file_device && target.inode &&
+	    (entry->share.inode != share.inode || entry->share.file_device != share.file_device ||
+	     entry->share.inode_generation != share.inode_generation ||
+	     entry->made_ns >> FILE_PERIOD_SHIFT != now >> FILE_PERIOD_SHIFT))
+		see_file(&share, target.inode, target.dentry, now);
+	entry->share = share;
+	entry->bio = bio;
+	entry->made_ns = now;
+	entry->in_flight = STARTED;
+	counts = counts_of(entry->slot);
+	if (counts)
+		counts->started++;
+	return 0;
+}
+
+static __always_inline int issue(struct request *rq)
+{
+	struct request_entry *entry;
+	struct bio *bio;
+
+	if (!control.running)
+		return 0;
+	entry = kept_entry(number_of(rq));
+	if (!entry)
+		return 0;
+	/* The block layer's flush requests never start: each issue is a new one. */
+	if (!start_from_bio(entry, rq) &&
+	    (entry->in_flight == IDLE || (entry->in_flight == UNSTARTED && entry->op == OP_FLUSH)))
+		begin_unstarted(entry, rq);
+	bio = READ(rq, bio);
+	entry->issued_ns = bpf_ktime_get_ns();
+	entry->issued_bytes = entry->bytes + READ(rq, __data_len);
+	entry->merged = (__u64)bio != entry->bio || (bio && READ(bio, bi_next));
+	entry->issues++;
+	return 0;
+}
+
+PROGRAM(block_rq_issue, struct request *rq)
+{
+	return issue(rq);
+}
+
+/* The request became a part of another one, which completes for both. */
+static __always_inline int merge(struct request *rq)
+{
+	struct request_entry *entry;
+	struct device_counts *counts;
+
+	if (!control.running)
+		return 0;
+	entry = find_entry(number_of(rq));
+	if (merge_unissued(entry, rq) || !entry)
+		return 0;
+	if (entry->in_flight == STARTED) {
+		counts = counts_of(entry->slot);
+		if (counts)
+			counts->merged++;
+		if (entry->bio) /* the other one has it now */
+			bpf_map_update_elem(MAP(bios), &entry->bio, &entry->share, BPF_ANY);
+	}
+	entry->in_flight = IDLE;
+	return 0;
+}
+
+PROGRAM(block_rq_merge, struct request *rq)
+{
+	return merge(rq);
+}
+
+#if !defined(LLMIO_PLAIN)
+/* Before 5.11, a54895fa057c: the queue came first. */
+PROGRAM_AT(1, block_rq_issue, void *queue, struct request *rq)
+{
+	return issue(rq);
+}
+
+PROGRAM_AT(1, block_rq_merge, void *queue, struct request *rq)
+{
+	return merge(rq);
+}
+#endif
+
+static __always_inline void finish(struct request_entry *entry, struct request *rq)
+{
+	struct device_counts *counts = counts_of(entry->slot);
+
+	if (counts) {
+		if (entry->in_flight == STARTED) {
+			counts->finished++;
+		} else {
+			counts->unowned++;
+			if (entry->made_ns && entry->made_ns < control.started_ns)
+				counts->unowned_at_attach++;
+		}
+	}
+	emit(entry, bpf_ktime_get_ns(), READ(rq, __sector), READ(rq, mq_hctx, queue_num));
+}
+
+/* Nobody saw it begin, or there was no room. Nothing has to be remembered of it; what completes in parts counts as many. */
+static SIDE_PATH int complete_alone(struct request *rq, int error, __u32 bytes)
+{
+	struct request_entry entry = {};
+
+	begin_unstarted(&entry, rq);
+	if (moves_data(entry.op))
+		share_out(&entry, WORD(request, rq, bio), bytes);
+	entry.bytes = bytes;
+	entry.status = status_of(error);
+	finish(&entry, rq);
+	return 0;
+}
+
+/* Fires before the request is advanced: __data_len and __sector are still those of what remains. */
+PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
+{
+	struct request_entry *entry;
+	__u64 key = number_of(rq), bio = WORD(request, rq, bio);
+	__u32 left;
+
+	if (!control.running)
+		return 0;
+	entry = find_entry(key);
+	if ((!entry || entry->in_flight == IDLE) && !start_unissued(&entry, rq)) {
+		/* Empty: the second completion of a write with a preflush or FUA. */
+		if (bytes)
+			complete_alone(rq, error, bytes);
+		return 0;
+	}
+	if (!entry)
+		return 0;
+	if (bio && (bio != entry->bio || READ(rq, bio, bi_next)) && moves_data(entry->op))
+		share_out(entry, bio, bytes);
+	left = READ(rq, __data_len);
+	entry->bytes += bytes;
+	/* With 0 bytes and some left, SCSI says why it tries again. */
+	if (!entry->status && (bytes || !left))
+		entry->status = status_of(error);
+	if (bytes < left)
+		return 0;
+	finish(entry, rq);
+	entry->in_flight = IDLE;
+	if (control.table_full)
+		bpf_map_delete_elem(MAP(displaced_requests), &key); /* its place in the array, it keeps */
+	return 0;
+}
+
+#endif

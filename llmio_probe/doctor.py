@@ -1,0 +1,461 @@
+"""llmio-probe doctor: what this host offers, what will not work and what to do about it.
+
+One check per thing that a session needs, from basic to specific, each from the host itself and none from a table of
+versions. A check says what it found and what helps; nothing is changed, and nothing stays attached. Without root it
+says what it can. What the checks ask of the host goes through Host, so that tests need none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TextIO
+
+from llmio_probe.errors import ProbeError
+from llmio_probe.identity.devices import Devices
+from llmio_probe.identity.pidns import require_host_pids
+from llmio_probe.kernel.atomics import Atomics
+from llmio_probe.kernel.bcc_compiler import Refused, bcc_folder
+from llmio_probe.kernel.bcc_loader import require_headers
+from llmio_probe.kernel.core_loader import variant_for
+from llmio_probe.kernel.libbpf import LIBRARY, Libbpf
+from llmio_probe.kernel.loaders import which
+from llmio_probe.kernel.loading import LoaderName, ProbeObject, ProbeOptions, object_path
+from llmio_probe.kernel.probe import Probe
+from llmio_probe.kernel.records import Op
+from llmio_probe.kernel.records import Path as IoPath
+from llmio_probe.kernel.symbols import addresses_of
+from llmio_probe.kernel.tracepoints import tracepoint_ids
+from llmio_probe.kernel.variants import Variant
+from llmio_probe.options import probe_options
+from llmio_probe.outputs.units import bytes_text, seconds_text
+from llmio_probe.text import escape
+
+WIDTH = 80
+OLDEST_KERNEL = (5, 10)
+MACHINES = ("x86_64", "aarch64")
+READ_BYTES = 4096
+TRIES = 5
+RECORD_SECONDS = 0.2
+"""How long the record of one read may take to come."""
+
+# linux/capability.h. SYS_ADMIN includes the first two; before 5.8 there was nothing else.
+_SYS_ADMIN = 21
+_LOADING = {"BPF": 39, "PERFMON": 38}
+_HELPFUL = {"SYSLOG": 34, "SYS_PTRACE": 19, "SYS_ADMIN": _SYS_ADMIN}
+_USE = "SYSLOG tells direct I/O, SYS_PTRACE names other users' workers, SYS_ADMIN opens the app's view"
+
+_DIRECT_SYMBOLS = (
+    ("iomap_dio_bio_end_io",),
+    ("bio_chain_endio",),
+    ("blkdev_bio_end_io", "blkdev_bio_end_io_async"),
+)
+"""Of each group every kernel has one at least; by them direct I/O is told. Others come and go with the version."""
+
+_ROOT_ONLY = "not tried: it needs root"
+
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's answer. fail: no session will work; warn: it will, with less; helps: what to do about it."""
+
+    state: State
+    found: str
+    helps: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Loaded, attached, one O_DIRECT read of our own. first_record: from the beginning, None when none came."""
+
+    programs: int
+    memory: Mapping[str, int]
+    first_record: float | None
+    path: IoPath | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the BPF object holds."""
+
+    sections: Mapping[str, str]
+    """Its programs and what they attach to."""
+    symbols: Collection[str]
+    """The kernel's functions that it asks for."""
+
+
+@dataclass
+class Host:
+    """Where the checks look and what they ask. The methods are what needs a real kernel."""
+
+    asked: LoaderName = "auto"
+    sys_root: Path = Path("/sys")
+    proc_root: Path = Path("/proc")
+    scratch: str = "/var/tmp"
+    libbpf: str = LIBRARY
+    libatomic: str = "libatomic.so.1"
+    release: str = field(default_factory=platform.release)
+    machine: str = field(default_factory=platform.machine)
+    euid: int = field(default_factory=os.geteuid)
+
+    @property
+    def types(self) -> Path:
+        return self.sys_root / "kernel" / "btf" / "vmlinux"
+
+    @property
+    def loader(self) -> Literal["core", "bcc"]:
+        return which(self.asked, self.types)
+
+    @property
+    def options(self) -> ProbeOptions:
+        return probe_options(follow=True, loader=self.asked, sys_root=self.sys_root)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """ProbeError when the object is missing or not this version's."""
+        opened = ProbeObject(Libbpf(self.libbpf), object_path())
+        with closing(opened):
+            return Contents(opened.sections, tuple(opened.symbols))
+
+    @cached_property
+    def variant(self) -> Variant:
+        """Which of the object's programs fit; ProbeError when none do, or the kernel offers no types."""
+        return variant_for(Libbpf(self.libbpf), self.contents.sections, self.options.without)
+
+    def require_bcc(self) -> None:
+        """ProbeError naming the package that lacks."""
+        require_headers(self.release)
+        try:
+            bcc_folder()
+        except Refused as error:
+            raise ProbeError(str(error)) from None
+
+    def tracepoint_ids(self, names: Iterable[str]) -> dict[str, int]:
+        return tracepoint_ids(names)
+
+    def enable_statistics(self) -> None:
+        """On and off again; OSError when the kernel refuses."""
+        os.close(Libbpf(self.libbpf).number("bpf_enable_stats", 0))
+
+    def trial(self) -> Trial:
+        return _try(self.scratch, self.options)
+
+
+def run(stream: TextIO, host: Host) -> int:
+    """Write the findings. 0 when a session would work, warnings or not, else 1."""
+    states: list[State] = []
+    for name, check in CHECKS.items():
+        finding = _answer(check, host)
+        states.append(finding.state)
+        stream.write(_render(name, finding))
+        stream.flush()  # the trial takes a moment
+    if "fail" in states:
+        stream.write("\nA session will not work here: begin with the first FAIL.\n")
+        return 1
+    less = " What is marked warn will be missing." if "warn" in states else ""
+    stream.write(f"\nA session will work here.{less}\n")
+    return 0
+
+
+def _answer(check: Callable[[Host], Finding], host: Host) -> Finding:
+    try:
+        return check(host)
+    except ProbeError as error:  # says what helps
+        return Finding("fail", str(error))
+    except OSError as error:
+        return Finding("warn", f"cannot be checked: {escape(str(error))}")
+
+
+def _render(name: str, finding: Finding) -> str:
+    state = "FAIL" if finding.state == "fail" else finding.state
+    indent = " " * 20
+    lines = _wrap(finding.found, f"{state:<6}{name:<14}", indent)
+    lines += _wrap(finding.helps, f"{indent}-> ", f"{indent}   ")
+    return "\n".join(lines) + "\n"
+
+
+def _wrap(text: str, first: str, others: str) -> list[str]:
+    """Names of packages stay in one piece."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+# --- the checks
+
+
+def _rights(host: Host) -> Finding:
+    if host.euid != 0:
+        return Finding("fail", f"user id {host.euid}: loading BPF programs needs root", "run it with sudo")
+    held = _capabilities(host)
+    if held is None:
+        return Finding("warn", "root; its capabilities cannot be read", "mount /proc")
+
+    def lacking(wanted: Mapping[str, int]) -> str:
+        return ", ".join(f"CAP_{name}" for name, bit in wanted.items() if not held >> bit & 1)
+
+    if not held >> _SYS_ADMIN & 1 and (names := lacking(_LOADING)):
+        return Finding("fail", f"root, without {names}", f"give the container {names}, or run it privileged")
+    if names := lacking(_HELPFUL):
+        return Finding("warn", f"root, without {names}", f"give the container {names}: {_USE}")
+    return Finding("ok", "root, with every capability that is of use")
+
+
+def _capabilities(host: Host) -> int | None:
+    with suppress(OSError, ValueError):
+        for line in (host.proc_root / "self" / "status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return None
+
+
+def _kernel(host: Host) -> Finding:
+    found = f"{escape(host.release)} on {escape(host.machine)}"
+    if host.machine not in MACHINES:
+        return Finding("fail", found, f"there are BPF objects for {' and '.join(MACHINES)} only")
+    version = tuple(int(number) for number in host.release.split("-")[0].split(".")[:2] if number.isdigit())
+    if version < OLDEST_KERNEL:
+        return Finding("fail", found, f"it needs Linux {'.'.join(map(str, OLDEST_KERNEL))} or newer")
+    with suppress(OSError):
+        if "[confidentiality]" in (host.sys_root / "kernel" / "security" / "lockdown").read_text():
+            return Finding("fail", f"{found}, locked down", "boot with lockdown=integrity: BPF may not read the kernel")
+    return Finding("ok", found)
+
+
+def _btf(host: Host) -> Finding:
+    """What CO-RE goes by; BCC needs its compiler and the kernel's headers instead."""
+    there = host.types.exists()
+    found = f"{host.types}, {bytes_text(host.types.stat().st_size)}" if there else f"{host.types} is missing"
+    helps = "" if there else "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    if host.loader == "bcc":
+        try:
+            host.require_bcc()
+        except ProbeError as error:
+            return Finding("fail", f"{found}; {error}", helps and f"or {helps}")
+        return Finding("ok", f"{found}; BCC compiles the programs at each start, against the kernel's headers")
+    return Finding("ok" if there else "fail", found, helps)
+
+
+def _libbpf(host: Host) -> Finding:
+    Libbpf(host.libbpf)
+    version = ctypes.CDLL(host.libbpf).libbpf_version_string
+    version.restype = ctypes.c_char_p
+    return Finding("ok", f"{host.libbpf}, {version().decode()}")
+
+
+def _libatomic(host: Host) -> Finding:
+    Atomics(host.libatomic)
+    return Finding("ok", host.libatomic)
+
+
+def _object(host: Host) -> Finding:
+    return Finding("ok", f"{len(host.contents.sections)} programs, records as this version reads them")
+
+
+def _pid_namespace(host: Host) -> Finding:
+    require_host_pids(str(host.proc_root))
+    return Finding("ok", "the host's")
+
+
+def _tracepoints(host: Host) -> Finding:
+    """Which of the programs' variants fits them (bpf/variant.h)."""
+    if host.loader == "bcc":
+        return Finding("ok", "BCC, which goes by the kernel's headers: the trial below says whether it works")
+    found = f"CO-RE, {host.variant.text}"
+    if missing := host.variant.missing:
+        return Finding(
+            "warn", f"{found}; no {', '.join(missing)}", "the app's view will lack what io_uring is asked for"
+        )
+    return Finding("ok", found)
+
+
+def _symbols(host: Host) -> Finding:
+    """Nothing fails without them (bpf/symbols.h)."""
+    addresses = addresses_of(host.contents.symbols, host.proc_root / "kallsyms")
+    if not any(addresses.values()):
+        helps = "run as root with CAP_SYSLOG and sysctl kernel.kptr_restrict at 0 or 1"
+        return Finding("warn", "addresses are hidden: paths and files of requests will be unknown", helps)
+    if missing := [" and ".join(names) for names in _DIRECT_SYMBOLS if not addresses.keys() & set(names)]:
+        # Without the first one the programs take all of them for hidden (bpf/files.h).
+        unknown = _DIRECT_SYMBOLS[0][0] in missing
+        less = (
+            "paths and files of requests will be unknown" if unknown else "some direct I/O may show with another path"
+        )
+        return Finding("warn", f"not in this kernel, or twice: {', '.join(missing)}", less)
+    return Finding("ok", "visible: direct I/O is told from page_cache, and its files are known")
+
+
+def _calls(host: Host) -> Finding:
+    """The app's view. Only tracefs knows the ids of syscall tracepoints."""
+    if host.euid != 0:
+        return Finding("warn", _ROOT_ONLY)
+    with suppress(ProbeError):  # which the tracepoints above have said
+        if host.loader == "core" and host.variant.fentry:
+            return Finding("ok", "by the system calls' own functions (fentry): no other call pays for it")
+    sections = host.contents.sections.values()
+    wanted = {section.removeprefix("tracepoint/") for section in sections if section.startswith("tracepoint/")}
+    helps = "run sessions with --no-calls: they will not say how long programs submit and wait"
+    try:
+        found = host.tracepoint_ids(wanted)
+    except OSError as error:
+        return Finding("fail", f"no tracefs: {error.strerror}", f"give CAP_SYS_ADMIN, or {helps}")
+    if len(found) < len(wanted):
+        count = f"{len(found)} of {len(wanted)} syscall tracepoints"
+        return Finding("warn", count, "the kernel lacks CONFIG_FTRACE_SYSCALLS or the system calls")
+    return Finding("ok", "by syscall tracepoints: every task pays some 30 ns a syscall while it runs (--no-calls)")
+
+
+def _statistics(host: Host) -> Finding:
+    if host.euid != 0:
+        return Finding("warn", _ROOT_ONLY)
+    try:
+        host.enable_statistics()
+    except OSError as error:
+        helps = "give CAP_SYS_ADMIN, else the daemon cannot measure what its programs cost"
+        return Finding("warn", f"refused: {error.strerror}", helps)
+    return Finding("ok", "available: the daemon can measure what its programs cost")
+
+
+def _trial(host: Host) -> Finding:
+    if host.euid != 0:
+        return Finding("warn", _ROOT_ONLY)
+    trial = host.trial()
+    rings = sum(size for name, size in trial.memory.items() if name.endswith("_ring"))
+    tables = sum(trial.memory.values()) - rings
+    done = (
+        f"{trial.programs} programs loaded, attached and detached; they take {bytes_text(rings)} of rings and "
+        f"{bytes_text(tables)} of tables"
+    )
+    if trial.first_record is None:
+        where = escape(host.scratch)
+        helps = f"expected in another PID namespace, or with {where} on tmpfs or a network filesystem; else report it"
+        return Finding("warn", f"{done}; no record came of a read in {where}", helps)
+    done += f"; first record {seconds_text(trial.first_record)} after the start"
+    if trial.path is not IoPath.DIRECT:
+        return Finding("warn", f"{done}, but the O_DIRECT read came with another path", "see symbols above")
+    return Finding("ok", done)
+
+
+def _disks(host: Host) -> Finding:
+    devices = Devices(str(host.sys_root), str(host.proc_root))
+    disks = []
+    for folder in sorted((host.sys_root / "block").glob("*")):
+        with suppress(OSError, ValueError):
+            if int((folder / "size").read_text()):
+                major, minor = map(int, (folder / "dev").read_text().split(":"))
+                layer = devices.layer(major << 20 | minor)
+                disks.append(f"{escape(folder.name.replace('!', '/'))} ({layer}, {_queue(folder)})")
+    if not disks:
+        return Finding(
+            "warn", "no block device with a medium", "there will be nothing to see but what is attached later"
+        )
+    return Finding("ok", "; ".join(disks))
+
+
+def _queue(folder: Path) -> str:
+    """Scheduler and number of hardware queues; a device without requests of its own (md, dm) has neither."""
+    queues = len(list((folder / "mq").glob("*")))
+    if not queues:
+        return "no queue of its own"
+    words = (folder / "queue" / "scheduler").read_text().split()
+    scheduler = next((word.strip("[]") for word in words if word.startswith("[")), "none")
+    return f"scheduler {scheduler}, {queues} queue{'s'[: queues > 1]}"
+
+
+def _fio(host: Host) -> Finding:
+    path = shutil.which("fio")
+    if path is None:
+        return Finding(
+            "warn", "not installed", "install the package fio to run llmio-probe demo; nothing else needs it"
+        )
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return Finding("ok", f"{escape(path)}, {escape(said)}: llmio-probe demo will work")
+
+
+CHECKS: dict[str, Callable[[Host], Finding]] = {
+    "rights": _rights,
+    "kernel": _kernel,
+    "types (BTF)": _btf,
+    "libbpf": _libbpf,
+    "libatomic": _libatomic,
+    "BPF object": _object,
+    "PID namespace": _pid_namespace,
+    "tracepoints": _tracepoints,
+    "symbols": _symbols,
+    "app's view": _calls,
+    "statistics": _statistics,
+    "trial": _trial,
+    "disks": _disks,
+    "fio": _fio,
+}
+
+
+# --- the trial
+
+
+def _try(directory: str, options: ProbeOptions) -> Trial:
+    with tempfile.TemporaryDirectory(prefix="llmio-probe-doctor-", dir=directory) as folder:
+        path = os.path.join(folder, "read")
+        _write(path)
+        start = time.monotonic()
+        with Probe(options) as probe:
+            probe.start()
+            came = _first_record(probe, path)
+            seconds = time.monotonic() - start
+            probe.stop()
+            programs, memory = len(probe.hooks), probe.state().kernel_memory_bytes
+    return Trial(programs, memory, None if came is None else seconds, came)
+
+
+def _write(path: str) -> None:
+    """Written out: what is not on the disk yet would be read without asking it."""
+    with open(path, "wb") as file:
+        file.write(os.urandom(READ_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_directly(path: str) -> bool:
+    """False where the filesystem knows no O_DIRECT."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, READ_BYTES) as aligned:
+            return os.preadv(fd, [aligned], 0) == READ_BYTES
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _first_record(probe: Probe, path: str) -> IoPath | None:
+    """The path in the first record of a read of ours; None when there is none after some tries.
+
+    More than one: now and then a kernel skips our programs (the session counts that).
+    """
+    for _ in range(TRIES):
+        if not _read_directly(path):
+            return None
+        deadline = time.monotonic() + RECORD_SECONDS
+        while time.monotonic() < deadline:
+            requests = probe.read().requests
+            own = requests[(requests["tgid"] == os.getpid()) & (requests["op"] == Op.READ)]
+            own = own[own["bytes"] == READ_BYTES]
+            if len(own):
+                return IoPath(int(own[0]["path"]))
+            time.sleep(0.001)
+    return None

@@ -1,0 +1,137 @@
+"""What a loader is asked for and what it hands over: programs and maps in the kernel, as descriptors.
+
+There are two loaders, core_loader.py and bcc_loader.py; ``Probe`` works with what either of them loaded, and does not
+know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from platform import machine
+from typing import Literal
+
+from llmio_probe.errors import ProbeError
+from llmio_probe.kernel.btf import Btf, check_layouts
+from llmio_probe.kernel.libbpf import Libbpf
+
+LoaderName = Literal["auto", "core", "bcc"]
+
+FOLLOWING = frozenset({"sched_process_fork", "sched_process_exit"})
+_SYSCALL_HOOKS = ("tracepoint/", "fentry/", "fexit/")
+IO_URING_VIEW = frozenset({"io_uring_submit_req", "io_uring_submit_sqe"})
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What to load. request_entries: struct requests to remember at once (see ``request_entries``)."""
+
+    request_entries: int
+    calls: bool = True
+    """The app's view: costs every task of the host about 30 ns a system call."""
+    follow: bool = False
+    """Keep track of the descendants of followed processes."""
+    loader: LoaderName = "auto"
+    without: frozenset[str] = frozenset()
+    """Tracepoints and functions to do without, though the kernel has them: to try what is for other kernels."""
+
+    def wants(self, program: str, section: str) -> bool:
+        """Is the program needed for this?"""
+        if program in FOLLOWING:
+            return self.follow
+        return self.calls or not (section.startswith(_SYSCALL_HOOKS) or program in IO_URING_VIEW)
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    fd: int
+    hook: str
+    """What it attaches to: ``tp_btf/block_io_start``, ``raw_tp/…``, ``fentry/…``, ``tracepoint/syscalls/…``."""
+
+
+@dataclass(frozen=True)
+class LoadedMap:
+    fd: int
+    max_entries: int
+
+
+@dataclass
+class Loaded:
+    """Programs by name, maps by name. Everything goes when ``close`` is called, or this process ends."""
+
+    loader: Literal["core", "bcc"]
+    variant: str
+    """In words, for people."""
+    programs: Mapping[str, LoadedProgram]
+    maps: Mapping[str, LoadedMap]
+    starts_with_bio: bool
+    symbols_hidden: bool
+    warnings: list[str] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        self.closing.close()
+
+
+def object_path() -> Path:
+    """The object that was built for this machine. ProbeError when there is none."""
+    path = Path(str(resources.files("llmio_probe.kernel"))) / "objects" / f"probe.{machine()}.bpf.o"
+    if not path.is_file():
+        raise ProbeError(f"the BPF object {path} is missing: run make setup, or install a wheel for {machine()}")
+    return path
+
+
+class ProbeObject:
+    """An opened object: its programs, maps and types. Nothing of it is in the kernel yet."""
+
+    def __init__(self, libbpf: Libbpf, path: Path) -> None:
+        """ProbeError when it cannot be read, or lays out its records differently from this version."""
+        self.libbpf = libbpf
+        try:
+            self.address = libbpf.pointer("bpf_object__open_file", str(path).encode(), None)
+        except OSError as error:
+            raise ProbeError(
+                f"the BPF object {path} cannot be read ({error.strerror}): rebuild it (make setup)"
+            ) from None
+        try:
+            self.types = Btf(libbpf, libbpf.pointer("bpf_object__btf", self.address))
+            check_layouts(self.types)
+        except BaseException:
+            self.close()
+            raise
+        self.maps = {libbpf.bpf_map__name(item).decode(): item for item in self._each("bpf_object__next_map")}
+        self.programs = {
+            libbpf.bpf_program__name(item).decode(): item for item in self._each("bpf_object__next_program")
+        }
+        self.sections: dict[str, str] = {
+            name: libbpf.bpf_program__section_name(item).decode() for name, item in self.programs.items()
+        }
+
+    def _each(self, function: str) -> Iterator[int]:
+        return self.libbpf.each(function, self.address)
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """The names of the kernel's functions that it asks for, and where their addresses go (bpf/symbols.h)."""
+        found = self.types.fields("symbols")
+        if found is None:
+            raise ProbeError("the BPF object asks for no symbols, so it is of another version: rebuild it (make setup)")
+        return {name: offset for name, (offset, _) in found[0].items()}
+
+    def close(self) -> None:
+        self.libbpf.bpf_object__close(self.address)
+
+
+def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool) -> dict[str, int]:
+    """Entries of the maps whose size depends on the host."""
+    return {
+        "requests": 1 << (options.request_entries - 1).bit_length() if plain else 1,  # found by a mask
+        "displaced_requests": options.request_entries,
+        "made_bios": options.request_entries if starts_with_bio else 1,
+    }
+
+
+Loader = Callable[[Libbpf, ProbeOptions], Loaded]

@@ -1,0 +1,46 @@
+"""What the probe says of itself at one moment, beside the records: counts, losses, memory, cost. Types only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmio_probe.kernel.records import Op
+
+
+@dataclass(frozen=True)
+class DeviceCounts:
+    """The kernel's own counts of one device; started = finished + merged + in_flight + expired."""
+
+    device: int
+    started: int
+    finished: int
+    merged: int
+    expired: int
+    unowned: int
+    unowned_at_attach: int
+    untracked: int
+    in_flight: dict[Op, int]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What did not reach user space as a record. missed_probes: runs that the kernel skipped, by program.
+
+    Empty where it does not count them (before 5.12).
+    """
+
+    requests: int
+    calls: int
+    processes: int
+    missed_probes: dict[str, int]
+    files: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """What the probe says of itself and of the host at one moment: made by kernel/, read by outputs/."""
+
+    devices: list[DeviceCounts]
+    losses: Losses
+    kernel_memory_bytes: dict[str, int]
+    program_cost_seconds: dict[str, float]

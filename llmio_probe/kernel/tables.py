@@ -1,0 +1,96 @@
+"""Reads and writes BPF maps by their fd as NumPy arrays. Only map access may go in here, not what they mean."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmio_probe.kernel.libbpf import Libbpf
+
+_ANY = 0  # BPF_ANY
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Table:
+    """One map. key and value: dtypes of one key and one value (of one CPU)."""
+
+    libbpf: Libbpf
+    fd: int
+    key: np.dtype[Any]
+    value: np.dtype[Any]
+    cpus: int = 1
+    """Values a key, for per-CPU maps (libbpf_num_possible_cpus)."""
+
+    def get(self, key: NDArray[Any] | int) -> NDArray[Any] | None:
+        """The value of a key, shape (cpus,); None when it is not there."""
+        raw_key = np.asarray(key, self.key)
+        values = np.zeros(self.cpus, self._padded_value)
+        try:
+            self.libbpf.number("bpf_map_lookup_elem", self.fd, raw_key.ctypes.data, values.ctypes.data)
+        except FileNotFoundError:
+            return None
+        return self._values(values)
+
+    def put(self, key: NDArray[Any] | int, value: NDArray[Any] | int) -> None:
+        raw_key, raw_value = np.asarray(key, self.key), np.asarray(value, self.value)
+        self.libbpf.number("bpf_map_update_elem", self.fd, raw_key.ctypes.data, raw_value.ctypes.data, _ANY)
+
+    def remove(self, key: NDArray[Any]) -> None:
+        """Remove a key if it is there."""
+        raw_key = np.asarray(key, self.key)
+        with suppress(FileNotFoundError):
+            self.libbpf.number("bpf_map_delete_elem", self.fd, raw_key.ctypes.data)
+
+    def keys(self) -> NDArray[Any]:
+        """All keys, shape (n,), one system call each: for small maps."""
+        found: list[NDArray[Any]] = []
+        previous: NDArray[Any] | None = None
+        following = np.zeros(1, self.key)
+        while True:
+            address = None if previous is None else previous.ctypes.data
+            try:
+                self.libbpf.number("bpf_map_get_next_key", self.fd, address, following.ctypes.data)
+            except FileNotFoundError:
+                return np.concatenate(found) if found else np.empty(0, self.key)
+            previous = following.copy()
+            found.append(previous)
+
+    def items(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """All keys, shape (n,), and values, shape (n, cpus), in batches (Linux 5.6); may miss changes meanwhile."""
+        keys, values, position = [], [], None
+        batch_keys = np.zeros(_BATCH, self.key)
+        batch_values = np.zeros((_BATCH, self.cpus), self._padded_value)
+        # Room for a hash map's position, a 32-bit bucket, and for an array's, its key.
+        token = np.zeros(max(self.key.itemsize, 8), np.uint8)
+        while True:
+            count = ctypes.c_uint32(_BATCH)
+            try:
+                self.libbpf.number(
+                    "bpf_map_lookup_batch", self.fd, position, token.ctypes.data, batch_keys.ctypes.data,
+                    batch_values.ctypes.data, ctypes.addressof(count), None,
+                )  # fmt: skip
+                last = False
+            except FileNotFoundError:
+                last = True
+            keys.append(batch_keys[: count.value].copy())
+            values.append(self._values(batch_values[: count.value]).copy())
+            if last:
+                return np.concatenate(keys), np.concatenate(values)
+            position = token.ctypes.data
+
+    @property
+    def _padded_value(self) -> np.dtype[Any]:
+        """Per-CPU values are padded to 8 bytes each."""
+        if self.cpus == 1:
+            return self.value
+        size = -(-self.value.itemsize // 8) * 8
+        return np.dtype({"names": ["value"], "formats": [self.value], "itemsize": size})
+
+    def _values(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.cpus == 1 else values["value"]

@@ -1,0 +1,250 @@
+"""The `--json` document of a session: rows in, one dict out, shaped as summary.schema.json and DESIGN.md promise.
+
+It is the one source of truth about a session: the summary for people is made from it and from nothing else. So no
+presentation goes in here, and no number that the document does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import resources
+from typing import Any, Literal, TextIO
+
+from llmio_probe.aggregate.rows import STAGES, AttributedBytes, FileUse, Percentiles, RowSource, Stream, Submission
+from llmio_probe.kernel.records import Engine, Path
+from llmio_probe.kernel.state import ProbeState
+from llmio_probe.outputs.attribution import attribution, data_bytes
+from llmio_probe.outputs.shapes import Devices, FileRole, Files, Owner, Owners
+from llmio_probe.text import escape
+
+SCHEMA_NAME = "llmio-probe/summary/1"
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SessionFacts:
+    """What the rows do not say of a session.
+
+    start: in UTC. command, exit_status: None without a COMMAND; exit_status too while it still runs.
+    session: which owners are what the user asked for; all others are neighbours.
+    device_filter: the dev_t of the disks asked for, None for all.
+    """
+
+    start: datetime
+    duration_seconds: float
+    end: Literal["completed", "interrupted", "partial"]
+    kernel: str
+    loader: str
+    hooks: list[str]
+    command: list[str] | None
+    exit_status: int | None
+    session: Callable[[Owner], bool]
+    device_filter: frozenset[int] | None
+
+
+def build(
+    facts: SessionFacts,
+    rows: RowSource,
+    owners: Owners,
+    devices: Devices,
+    files: Files,
+    role: FileRole,
+    state: ProbeState,
+    busy_seconds: Mapping[int, float],
+) -> Document:
+    """role: of a file for an owner. busy_seconds: by device, over all ops together (those of DeviceUse overlap)."""
+
+    def chosen(device: int) -> bool:
+        return facts.device_filter is None or device in facts.device_filter
+
+    streams = [row for row in rows.streams() if chosen(row.device)]
+    own = [row for row in streams if facts.session(owners[row.owner])]
+    used = [row for row in rows.file_use() if chosen(row.device) and facts.session(owners[row.owner])]
+    submissions = [row for row in rows.submissions() if facts.session(owners[row.owner])]
+    seen = sorted({row.owner for row in own} | {row.owner for row in submissions})
+    command = None if facts.command is None else [escape(word) for word in facts.command]
+    return {
+        "schema": SCHEMA_NAME,
+        "start": facts.start.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "duration_seconds": _seconds(facts.duration_seconds),
+        "end": facts.end,
+        "host": {"kernel": facts.kernel, "loader": facts.loader, "hooks": list(facts.hooks)},
+        "command": None if command is None else {"argv": command, "exit_status": facts.exit_status},
+        "workers": _workers(owners[index] for index in seen),
+        "streams": _streams(own, owners, devices),
+        "files": _files(used, owners, devices, files, role),
+        "submissions": _submissions(submissions, owners),
+        "devices": _devices(streams, own, devices, busy_seconds),
+        "attribution": _attribution((row for row in rows.attributed_bytes() if chosen(row.device)), devices),
+        "accounting": _accounting(state, chosen),
+        "losses": {
+            "records_lost": state.losses.requests + state.losses.calls + state.losses.processes,
+            "overflowed_requests": 0,
+            "missed_probes": sum(missed.values()) if (missed := state.losses.missed_probes) else None,
+        },
+    }
+
+
+def dump(document: Document, stream: TextIO) -> None:
+    """ASCII, so that no locale can spoil it, and strict JSON: a NaN would be a bug of ours."""
+    stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def schema() -> Document:
+    """The JSON Schema of the document."""
+    text = resources.files("llmio_probe.outputs").joinpath("summary.schema.json").read_text(encoding="utf-8")
+    loaded: Document = json.loads(text)
+    return loaded
+
+
+def _label(owner: Owner) -> Document:
+    return {"worker": escape(owner.worker), "pid": None if owner.process is None else owner.process.id.tgid}
+
+
+def _workers(seen: Iterable[Owner]) -> list[Document]:
+    entries = []
+    for owner in seen:
+        process = owner.process
+        if process is not None:
+            facts = {
+                "start_ticks": process.id.start_ticks,
+                "framework": _escaped(process.framework),
+                "rank": _escaped(process.rank),
+                "container": _escaped(process.container),
+                "pod": _escaped(process.pod),
+                "command": _escaped(process.command),
+            }
+            entries.append({**_label(owner), **facts})
+    return sorted(entries, key=lambda entry: (entry["worker"], entry["pid"], entry["start_ticks"]))
+
+
+def _streams(streams: Iterable[Stream], owners: Owners, devices: Devices) -> list[Document]:
+    entries = [
+        {
+            **_label(owners[row.owner]),
+            "device": devices.name(row.device),
+            "op": row.op.name.lower(),
+            "engine": None if row.engine is Engine.UNKNOWN else row.engine.name.lower(),
+            "path": None if row.path is Path.UNKNOWN else row.path.name.lower(),
+            "role": row.role,
+            "requests": row.requests,
+            "bytes": row.bytes,
+            "errors": row.errors,
+            "requeues": row.requeues,
+            "exact": row.exact,
+            "size_bytes": _percentiles(row.size_bytes, int),
+            "latency_seconds": {stage: _percentiles(row.latency_seconds[stage], _seconds) for stage in STAGES},
+        }
+        for row in streams
+    ]
+    return _sorted(entries, ("worker", "pid", "device", "op", "engine", "path", "role"))
+
+
+def _files(used: Iterable[FileUse], owners: Owners, devices: Devices, files: Files, role: FileRole) -> list[Document]:
+    """Largest first."""
+    entries = []
+    for row in used:
+        file, label = files.files[row.file], _label(owners[row.owner])
+        pid = label["pid"]
+        entries.append(
+            {
+                "path": _escaped(file.path),
+                "worker_path": None if pid is None else _escaped(files.worker_path(row.file, pid)),
+                "device": devices.name(row.device),
+                "inode": file.inode,
+                **label,
+                "role": role(row.file, row.owner),
+                "deleted": file.deleted,
+                "read_bytes": row.read_bytes,
+                "write_bytes": row.write_bytes,
+                "requests": row.requests,
+                "shared_writers": row.shared,
+            }
+        )
+    named = _sorted(entries, ("path", "device", "inode", "worker", "pid"))
+    return sorted(named, key=lambda entry: -entry["read_bytes"] - entry["write_bytes"])
+
+
+def _submissions(submissions: Iterable[Submission], owners: Owners) -> list[Document]:
+    entries = [
+        {
+            **_label(owners[row.owner]),
+            "engine": None if row.engine is Engine.UNKNOWN else row.engine.name.lower(),
+            "op": None if row.op is None else row.op.name.lower(),
+            "calls": row.calls,
+            "requests": row.requests,
+            "bytes": row.bytes,
+            "submit_seconds": None if row.submit_seconds is None else _seconds(row.submit_seconds),
+            "wait_seconds": None if row.wait_seconds is None else _seconds(row.wait_seconds),
+        }
+        for row in submissions
+    ]
+    return _sorted(entries, ("worker", "pid", "engine", "op"))
+
+
+def _devices(
+    streams: Iterable[Stream], own: Iterable[Stream], devices: Devices, busy_seconds: Mapping[int, float]
+) -> list[Document]:
+    total: dict[int, int] = {}
+    session: dict[int, int] = {}
+    for row in streams:
+        if row.requests or row.bytes:
+            total[row.device] = total.get(row.device, 0) + data_bytes(row)
+    for row in own:
+        session[row.device] = session.get(row.device, 0) + data_bytes(row)
+    entries = [
+        {
+            "device": devices.name(device),
+            "layer": devices.layer(device),
+            "session_bytes": session.get(device, 0),
+            "others_bytes": total[device] - session.get(device, 0),
+            "busy_seconds": _seconds(busy_seconds[device]) if device in busy_seconds else None,
+        }
+        for device in total
+    ]
+    return _sorted(entries, ("device",))
+
+
+def _attribution(rows: Iterable[AttributedBytes], devices: Devices) -> Document:
+    found = attribution(rows, devices)
+    return {
+        "data_bytes": sum(found.by_kind.values()),
+        **{f"{kind}_bytes": total for kind, total in found.by_kind.items()},
+        "file_bytes": found.file_known,
+        "shared_writers_bytes": found.shared_writers,
+    }
+
+
+def _accounting(state: ProbeState, chosen: Callable[[int], bool]) -> Document:
+    counts = [row for row in state.devices if chosen(row.device)]
+    return {
+        "started": sum(row.started for row in counts),
+        "finished": sum(row.finished for row in counts),
+        "merged": sum(row.merged for row in counts),
+        "in_flight": sum(sum(row.in_flight.values()) for row in counts),
+        "expired": sum(row.expired for row in counts),
+        "in_flight_at_attach": sum(row.unowned_at_attach for row in counts),
+    }
+
+
+def _percentiles(values: Percentiles | None, unit: Callable[[float], float]) -> Document | None:
+    if values is None:
+        return None
+    return {"p50": unit(values.p50), "p90": unit(values.p90), "p99": unit(values.p99), "max": unit(values.max)}
+
+
+def _seconds(value: float) -> float:
+    return round(float(value), 9)  # whole nanoseconds: what was measured
+
+
+def _escaped(name: str | None) -> str | None:
+    return None if name is None else escape(name)
+
+
+def _sorted(entries: list[Document], keys: tuple[str, ...]) -> list[Document]:
+    """None first; a column holds values of one type beside it."""
+    return sorted(entries, key=lambda entry: [(entry[key] is not None, entry[key] or 0) for key in keys])

@@ -1,0 +1,60 @@
+"""One pass of the pipeline: batches from the kernel, identified, counted. And how long to wait for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+import numpy as np
+
+from llmio_probe.aggregate.series import Series
+from llmio_probe.identity.files import Files
+from llmio_probe.identity.owners import Identity
+from llmio_probe.identity.roles import RoleBook
+from llmio_probe.kernel.records import Batch
+
+SHORTEST_WAIT = 0.2
+"""Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
+LONGEST_WAIT = 1.0
+
+
+class Source(Protocol):
+    def read(self) -> Batch: ...
+
+
+class Pipeline:
+    """Kernel to series. ``wait`` is what to sleep before the next pass, unless the probe wakes us up earlier."""
+
+    def __init__(
+        self,
+        source: Source,
+        identity: Identity,
+        files: Files,
+        roles: RoleBook,
+        series: Series,
+        devices: Collection[int] | None = None,
+    ) -> None:
+        """devices: the dev_t of the disks to count, None for all."""
+        self._source = source
+        self._identity = identity
+        self._files = files
+        self._roles = roles
+        self._series = series
+        self._devices = None if devices is None else np.array(sorted(devices), np.uint32)
+        self.wait = SHORTEST_WAIT
+
+    def run(self) -> int:
+        """Take everything that is there. Returns the number of records."""
+        batch = self._source.read()
+        self._identity.observe(batch.processes)
+        self._files.observe(batch.files, batch.processes)
+        requests = batch.requests
+        if self._devices is not None:
+            requests = requests[np.isin(requests["device"], self._devices)]
+        owners, files = self._identity.resolve(requests), self._files.resolve(requests)
+        self._series.add_requests(requests, owners, self._roles.resolve(requests, owners, files), files)
+        self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
+        records = len(batch.requests) + len(batch.calls)
+        # Five looks a second while there is load, down to one when there is none.
+        self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
+        return records

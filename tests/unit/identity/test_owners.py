@@ -1,0 +1,590 @@
+"""Identity over a made-up host: who gets which owner, for how long, and what a batch costs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from llmio_probe.identity.owners import OTHER, UNKNOWN, Identity, Owner, Process
+from llmio_probe.kernel.records import REQUEST, Op, OwnerKind, Path, ProcessFlag, Records, RequestFlag
+from tests.unit.identity.conftest import Host, MakeIdentity, announced, calls, requests
+
+FLEXGEN = ("python", "-m", "flexgen.flex_opt")
+RANK = {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": "1", "RANK": "0"}
+DOCKER = "0::/docker/" + "ab" * 32
+
+
+def owner_of(identity: Identity, records: Records) -> Owner:
+    """The one owner of all these records."""
+    (index,) = set(identity.resolve(records).tolist())
+    return identity.owners[index]
+
+
+def worker_of(identity: Identity, *pids: int) -> str:
+    return owner_of(identity, requests(*pids)).worker
+
+
+def process_of(identity: Identity, pid: int) -> Process:
+    process = owner_of(identity, requests(pid)).process
+    assert process is not None
+    return process
+
+
+# What a record says of its owner
+
+
+def test_reserved_owners_are_there_from_the_start(session: Identity) -> None:
+    assert [(o.index, o.worker, o.kind) for o in session.owners.values()] == [
+        (UNKNOWN, "unknown", "unknown"),
+        (OTHER, "other", "worker"),
+    ]
+
+
+def test_a_request_without_an_owner_is_unknown(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    assert session.resolve(requests(0, 5, kind=OwnerKind.UNKNOWN)).tolist() == [UNKNOWN, UNKNOWN]
+    assert session.resolve(requests(0)).tolist() == [UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("op", "path", "flags", "worker"),
+    [
+        (Op.FLUSH, Path.UNKNOWN, 0, "kernel:flush"),
+        (Op.FLUSH, Path.UNKNOWN, RequestFlag.METADATA, "kernel:flush"),
+        (Op.WRITE, Path.SWAP, RequestFlag.METADATA, "kernel:swap"),
+        (Op.READ, Path.SWAP, 0, "kernel:swap"),
+        (Op.DISCARD, Path.UNKNOWN, RequestFlag.METADATA, "kernel:discard"),
+        (Op.WRITE, Path.WRITEBACK, RequestFlag.METADATA | RequestFlag.SYNC, "kernel:metadata"),
+        (Op.READ, Path.PAGE_CACHE, RequestFlag.SYNC, "kernel:metadata"),
+        (Op.WRITE, Path.UNKNOWN, 0, "kernel:metadata"),
+        (Op.OTHER, Path.UNKNOWN, RequestFlag.METADATA, "kernel:metadata"),
+        (Op.OTHER, Path.UNKNOWN, 0, "kernel:other"),
+        (Op.PASSTHROUGH, Path.UNKNOWN, RequestFlag.SYNC, "kernel:other"),
+    ],
+)
+def test_what_the_kernel_did_without_a_thread_is_named_by_its_kind(
+    daemon: Identity, op: Op, path: Path, flags: int, worker: str
+) -> None:
+    records = requests(0, 0, kind=OwnerKind.KERNEL, op=op, flags=flags)
+    records["path"] = path
+    owner = owner_of(daemon, records)
+    assert (owner.worker, owner.kind, owner.process) == (worker, "kernel", None)
+
+
+def test_each_thing_that_the_kernel_did_in_one_batch_has_its_own_name(session: Identity) -> None:
+    records = requests(*[0] * 5, kind=OwnerKind.KERNEL)
+    records["op"] = [Op.WRITE, Op.FLUSH, Op.DISCARD, Op.READ, Op.PASSTHROUGH]
+    records["path"][3] = Path.SWAP
+    assert [session.owners[index].worker for index in session.resolve(records)] == [
+        "kernel:metadata", "kernel:flush", "kernel:discard", "kernel:swap", "kernel:other",
+    ]  # fmt: skip
+
+
+def test_kernel_threads_of_a_kind_are_one_owner(session: Identity, host: Host) -> None:
+    host.run(40, comm="kworker/u8:1-flush-254:0")
+    session.observe(announced(41, "kworker/0:2", flags=ProcessFlag.KERNEL_THREAD))
+    owner = owner_of(session, requests(40, 41, kind=OwnerKind.KERNEL))
+    assert (owner.worker, owner.kind, owner.process) == ("kernel:kworker", "kernel", None)
+
+
+def test_a_kernel_thread_that_is_gone_is_the_kernels_all_the_same(session: Identity) -> None:
+    assert owner_of(session, requests(40, kind=OwnerKind.KERNEL)).worker == "kernel:other"
+
+
+def test_calls_and_requests_of_a_process_have_the_same_owner(session: Identity, host: Host) -> None:
+    host.run(5, "/usr/bin/fio")
+    assert owner_of(session, calls(5, 5)) is owner_of(session, requests(5))
+    assert session.resolve(calls()).tolist() == []
+    assert session.resolve(calls(0)).tolist() == [UNKNOWN]
+
+
+def test_each_record_of_a_mixed_batch_gets_its_own_owner(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    host.run(6, "cp")
+    batch = np.concatenate(
+        [requests(5, 6), requests(0, kind=OwnerKind.UNKNOWN), requests(0, kind=OwnerKind.KERNEL), requests(6, 5)]
+    )
+    names = [session.owners[i].worker for i in session.resolve(batch)]
+    assert names == ["fio", "cp", "unknown", "kernel:metadata", "cp", "fio"]
+
+
+def test_a_process_that_took_a_pid_over_is_another(session: Identity, host: Host) -> None:
+    host.run(5, "fio", start_ticks=500)
+    first = owner_of(session, requests(5))
+    host.run(5, "cp", start_ticks=900)
+    second = owner_of(session, requests(5, start_ticks=900))
+    assert (first.worker, second.worker) == ("fio", "cp")
+    late = np.concatenate([requests(5), requests(5, start_ticks=900), requests(5)])
+    assert [session.owners[i].worker for i in session.resolve(late)] == ["fio", "cp", "fio"]
+
+
+def test_one_tick_apart_is_another_process_even_in_the_kernels_nanoseconds(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    records = requests(5, 5)
+    records["owner_start_ns"][1] += np.uint64(10_000_000)
+    assert [session.owners[i].worker for i in session.resolve(records)] == ["fio", "pid5"]
+
+
+def test_ids_beyond_all_that_are_known_are_new_processes(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    session.resolve(requests(5))
+    host.run(4_194_303, "cp")
+    assert [session.owners[i].worker for i in session.resolve(requests(4_194_303, 5, 6))] == ["cp", "fio", "pid6"]
+
+
+# What is known of a process
+
+
+def test_a_process_has_its_command_framework_and_container(session: Identity, host: Host) -> None:
+    host.run(5, "python", "-u", "train.py", environ=RANK, cgroup=DOCKER, comm="pt_main_thread")
+    process = process_of(session, 5)
+    assert (process.id.tgid, process.id.start_ticks) == (5, 500)
+    assert (process.comm, process.command) == ("pt_main_thread", "python -u train.py")
+    assert (process.framework, process.rank, process.container) == ("deepspeed", "0", "abababababab")
+    assert worker_of(session, 5) == "deepspeed-rank0"
+
+
+def test_a_process_that_ended_before_we_looked_is_known_by_the_kernels_record(session: Identity, host: Host) -> None:
+    host.run(5, "bash", cgroup=DOCKER)
+    session.observe(announced(5, "bash"))
+    session.observe(announced(6, "dd", parent=5))
+    process = process_of(session, 6)
+    assert (process.comm, process.command, process.container) == ("dd", "dd", "abababababab")
+    assert process.ended
+
+
+def test_the_container_comes_from_a_parent_that_made_no_request(daemon: Identity, host: Host) -> None:
+    host.run(5, "bash", cgroup=DOCKER)
+    daemon.observe(announced(6, "dd", parent=5))
+    host.run(7, "dd", cgroup=DOCKER)
+    assert owner_of(daemon, requests(6, 7)).worker == "dd"
+    assert process_of(daemon, 6).container == "abababababab"
+
+
+def test_a_process_of_which_only_the_id_is_known_is_named_by_it(session: Identity, daemon: Identity) -> None:
+    assert worker_of(session, 77) == "pid77"
+    process = process_of(session, 77)
+    assert (process.comm, process.command, process.framework, process.ended) == (None, None, None, True)
+    assert worker_of(daemon, 77) == "other"
+    assert worker_of(daemon, 78) == "other"
+    assert daemon.folded == 1
+
+
+def test_a_zombie_still_has_its_comm_and_container(session: Identity, host: Host) -> None:
+    host.run(5, "dd", cgroup=DOCKER)
+    host.zombies.add(5)
+    process = process_of(session, 5)
+    assert (process.command, process.container) == ("dd", "abababababab")
+    session.expire()
+    assert process.ended
+
+
+def test_a_process_keeps_its_name_after_it_ended(session: Identity, host: Host) -> None:
+    host.run(5, *FLEXGEN)
+    owner = owner_of(session, requests(5))
+    host.end(5)
+    session.expire()
+    session.observe(announced(5, "python"))
+    assert owner_of(session, requests(5)) is owner
+    assert owner.worker == "flexgen"
+    assert owner.process is not None
+    assert owner.process.ended
+
+
+def test_a_process_keeps_its_name_while_it_ends(session: Identity, host: Host) -> None:
+    host.run(5, *FLEXGEN)
+    process = process_of(session, 5)
+    host.run(5, comm=process.comm)  # its memory is given back: no command line any more
+    host.now += 1
+    assert worker_of(session, 5) == "flexgen"
+    session.observe(announced(5, "python"))
+    assert worker_of(session, 5) == "flexgen"
+    assert process.command == "python -m flexgen.flex_opt"
+    assert not process.ended
+
+
+def test_followed_may_come_later(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    session.observe(announced(5, "fio"))
+    process = process_of(session, 5)
+    assert not process.followed
+    session.observe(announced(5, "fio", flags=ProcessFlag.FOLLOWED))
+    assert process.followed
+    session.observe(announced(5, "fio"))
+    assert process.followed
+
+
+def test_a_name_from_outside_cannot_pose_as_the_kernel(session: Identity, host: Host) -> None:
+    host.run(5, "kernel:flush")
+    assert worker_of(session, 5) == "process:kernel:flush"
+
+
+# exec and late recognition
+
+
+def test_in_a_session_an_exec_changes_the_name_of_the_owner_and_nothing_else(session: Identity, host: Host) -> None:
+    host.run(5, "bash")
+    owner = owner_of(session, requests(5))
+    process = owner.process
+    assert owner.worker == "bash"
+    host.run(5, "fio", "job.ini")
+    session.observe(announced(5, "fio"))
+    assert owner_of(session, requests(5)) is owner
+    assert owner.worker == "fio"
+    assert owner.process is process
+    assert process is not None
+    assert process.command == "fio job.ini"
+
+
+def test_in_the_daemon_an_exec_moves_the_process_and_its_earlier_requests_stay(daemon: Identity, host: Host) -> None:
+    host.run(5, "bash")
+    before = owner_of(daemon, requests(5))
+    host.run(5, "fio")
+    daemon.observe(announced(5, "fio"))
+    after = owner_of(daemon, requests(5))
+    assert (before.worker, after.worker) == ("bash", "fio")
+    assert before.index != after.index
+
+
+def test_a_slot_that_a_process_left_shows_the_newest_that_is_still_in_it(daemon: Identity, host: Host) -> None:
+    for pid in (5, 6, 7, 8):
+        host.run(pid, "bash")
+    slot = owner_of(daemon, requests(5, 6, 7, 8))
+    host.end(7)
+    daemon.expire()
+    for moved, shown in ((8, 6), (5, 6), (6, None)):
+        host.run(moved, "fio")
+        daemon.observe(announced(moved, "fio"))
+        assert (slot.process and slot.process.id.tgid) == shown
+    host.run(9, "bash")
+    assert owner_of(daemon, requests(9)) is slot
+    assert slot.process is not None
+    assert slot.process.id.tgid == 9
+
+
+def test_a_slot_still_shows_the_process_that_ended_in_it(daemon: Identity, host: Host) -> None:
+    host.run(5, "bash")
+    slot = owner_of(daemon, requests(5))
+    host.end(5)
+    daemon.expire()
+    assert slot.process is not None
+    assert slot.process.id.tgid == 5
+
+
+def test_an_exec_of_a_process_that_then_ended_is_named_by_the_kernels_record(session: Identity, host: Host) -> None:
+    host.run(5, "bash", cgroup=DOCKER)
+    session.resolve(requests(5))
+    host.end(5)
+    session.observe(announced(5, "dd"))
+    assert worker_of(session, 5) == "dd"
+    assert process_of(session, 5).container == "abababababab"
+
+
+def test_in_the_daemon_an_exec_back_finds_the_first_owner_again(daemon: Identity, host: Host) -> None:
+    owners = []
+    for command in ("bash", "fio", "bash"):
+        host.run(5, command)
+        daemon.observe(announced(5, command))
+        owners.append(owner_of(daemon, requests(5)))
+    assert owners[0] is owners[2]
+
+
+def test_a_python_process_is_looked_at_again_on_a_schedule(session: Identity, host: Host) -> None:
+    host.run(5, "python", "ds_zero3.py")
+    looked_at = []
+    for second in range(200):
+        host.now = 1000.0 + second
+        host.looks.clear()
+        session.resolve(requests(5))
+        if host.looks:
+            looked_at.append(second)
+    assert looked_at == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+
+
+def test_a_framework_that_shows_late_moves_the_process_in_that_very_batch(session: Identity, host: Host) -> None:
+    host.run(5, "python", "ds_zero3.py", environ={"RANK": "0"})
+    assert worker_of(session, 5) == "python"
+    host.mapped[5] = frozenset({"async_io.so"})
+    assert worker_of(session, 5) == "python"
+    host.now += 1
+    assert worker_of(session, 5) == "deepspeed-rank0"
+    host.now += 100
+    host.looks.clear()
+    session.resolve(requests(5))
+    assert host.looks == []
+
+
+def test_a_vllm_worker_gets_its_rank_when_its_title_is_set(session: Identity, host: Host) -> None:
+    host.run(5, "python", "/bin/vllm", "serve")
+    assert worker_of(session, 5) == "vllm"
+    host.run(5, "VLLM::Worker_TP1")
+    host.now += 1
+    assert worker_of(session, 5) == "vllm-tp1"
+
+
+def test_a_process_that_makes_no_requests_is_not_looked_at_again(session: Identity, host: Host) -> None:
+    host.run(5, "python", "x.py")
+    host.run(6, "fio")
+    session.resolve(requests(5, 6))
+    host.now += 100
+    host.looks.clear()
+    session.resolve(requests(6))
+    assert host.looks == []
+
+
+# Slots
+
+
+def test_in_a_session_each_process_is_an_owner_of_its_own(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    host.run(6, "fio")
+    first, second = session.resolve(requests(5, 6))
+    assert first != second
+    assert worker_of(session, 5) == worker_of(session, 6) == "fio"
+
+
+def test_in_the_daemon_processes_of_a_command_share_an_owner(daemon: Identity, host: Host) -> None:
+    host.run(6, "fio")
+    host.run(5, "fio")
+    daemon.resolve(requests(6))
+    owner = owner_of(daemon, requests(5, 6))
+    assert owner.process is not None
+    assert owner.process.id.tgid == 6
+
+
+def test_two_live_processes_of_a_framework_are_told_apart(daemon: Identity, host: Host) -> None:
+    for pid in (5, 6, 7):
+        host.run(pid, *FLEXGEN, cgroup="0::/b" if pid == 7 else "0::/a")
+    assert [worker_of(daemon, pid) for pid in (5, 6, 7)] == ["flexgen", "flexgen#2", "flexgen#3"]
+
+
+@pytest.mark.parametrize("left_as_zombie", [False, True])
+def test_a_restart_fills_the_same_slot_and_its_counters_go_on(
+    daemon: Identity, host: Host, left_as_zombie: bool
+) -> None:
+    host.run(5, *FLEXGEN)
+    before = owner_of(daemon, requests(5))
+    if left_as_zombie:
+        host.zombies.add(5)
+    else:
+        host.end(5)
+    host.run(6, *FLEXGEN)
+    assert owner_of(daemon, requests(6)) is before
+    assert before.process is not None
+    assert before.process.id.tgid == 6
+
+
+def test_a_restart_in_a_session_has_the_same_name_and_another_owner(session: Identity, host: Host) -> None:
+    host.run(5, *FLEXGEN)
+    before = owner_of(session, requests(5))
+    host.end(5)
+    host.run(6, *FLEXGEN)
+    after = owner_of(session, requests(6))
+    assert after.worker == before.worker == "flexgen"
+    assert after.index != before.index
+
+
+def test_a_restart_in_another_cgroup_gets_another_name_until_the_first_expires(daemon: Identity, host: Host) -> None:
+    host.run(5, *FLEXGEN)
+    daemon.resolve(requests(5))
+    host.end(5)
+    daemon.expire()
+    host.run(6, *FLEXGEN, cgroup="0::/elsewhere")
+    assert worker_of(daemon, 6) == "flexgen#2"
+    host.now += 301
+    daemon.expire()
+    host.run(7, *FLEXGEN)
+    assert worker_of(daemon, 7) == "flexgen"
+
+
+# Limits and expiry
+
+
+def test_workers_beyond_the_limit_are_folded_and_stay_so(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    host.run(6, "cp")
+    host.run(7, "cp")
+    assert [worker_of(identity, pid) for pid in (5, 6, 7)] == ["fio", "other", "other"]
+    assert identity.folded == 1
+    host.end(5)
+    identity.expire()
+    host.now += 301
+    identity.expire()
+    host.run(8, "cp")
+    assert [worker_of(identity, pid) for pid in (8, 6)] == ["cp", "other"]
+    host.run(6, "tar")
+    identity.observe(announced(6, "tar"))
+    assert worker_of(identity, 6) == "other"
+    assert identity.owners[OTHER] == Owner(OTHER, "other", "worker", None)
+
+
+@pytest.mark.parametrize(("limit", "plain"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_plain_commands_may_hold_half_of_the_slots_and_frameworks_the_rest(
+    make_identity: MakeIdentity, host: Host, limit: int, plain: int
+) -> None:
+    identity = make_identity(limit=limit)
+    for pid in range(10, 20):
+        host.run(pid, f"cron{pid}")
+    jobs = [worker_of(identity, pid) for pid in range(10, 20)]
+    assert jobs == [f"cron{pid}" for pid in range(10, 10 + plain)] + ["other"] * (10 - plain)
+    for pid in range(20, 30):
+        host.run(pid, *FLEXGEN)
+    servers = [worker_of(identity, pid) for pid in range(20, 30)]
+    assert [name for name in servers if name != "other"] == servers[: limit - plain]
+
+
+def test_frameworks_may_hold_all_slots(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=4)
+    for pid in range(20, 24):
+        host.run(pid, *FLEXGEN)
+    host.run(30, "cron")
+    assert [worker_of(identity, pid) for pid in (20, 21, 22, 23, 30)] == [
+        "flexgen", "flexgen#2", "flexgen#3", "flexgen#4", "other",
+    ]  # fmt: skip
+
+
+def test_a_folded_command_that_turns_out_to_be_a_frameworks_gets_its_slot(
+    make_identity: MakeIdentity, host: Host
+) -> None:
+    identity = make_identity(limit=2)
+    host.run(5, "cron")
+    host.run(6, "python", "ds_zero3.py", environ={"RANK": "0"})
+    assert [worker_of(identity, pid) for pid in (5, 6)] == ["cron", "other"]
+    host.mapped[6] = frozenset({"async_io.so"})
+    host.now += 1
+    assert worker_of(identity, 6) == "deepspeed-rank0"
+    # One that finds no room even then stays where it is, also when there is room later.
+    host.run(7, "python", "ds_zero3.py", environ={"RANK": "1"})
+    assert worker_of(identity, 7) == "other"
+    host.mapped[7] = frozenset({"async_io.so"})
+    host.now += 1
+    assert worker_of(identity, 7) == "other"
+    assert identity.folded == 3
+    for pid in (5, 6):
+        host.end(pid)
+    identity.expire()
+    host.now += 301
+    identity.expire()
+    assert worker_of(identity, 7) == "other"
+
+
+def test_a_session_has_no_limit(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(per_process=True, limit=1)
+    host.run(5, "fio")
+    host.run(6, "cp")
+    assert [worker_of(identity, pid) for pid in (5, 6)] == ["fio", "cp"]
+
+
+def test_a_process_of_a_worker_with_series_is_not_folded(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    host.run(6, "fio")
+    assert worker_of(identity, 5, 6) == "fio"
+
+
+def test_the_kernel_and_the_unknown_need_no_room(make_identity: MakeIdentity) -> None:
+    identity = make_identity(limit=0)
+    assert owner_of(identity, requests(0, kind=OwnerKind.KERNEL)).worker == "kernel:metadata"
+    assert identity.folded == 0
+
+
+def test_a_worker_that_ended_expires_after_the_grace_and_its_index_is_not_used_again(
+    daemon: Identity, host: Host
+) -> None:
+    host.run(5, "fio")
+    host.run(6, "cp")
+    index = owner_of(daemon, requests(5)).index
+    daemon.resolve(requests(6))
+    host.end(5)
+    assert daemon.expire() == []
+    host.now += 300
+    assert daemon.expire() == []
+    host.now += 1
+    assert daemon.expire() == [index]
+    assert index not in daemon.owners
+    assert daemon.expire() == []
+    host.run(7, "fio")
+    assert owner_of(daemon, requests(7)).index > index
+    assert worker_of(daemon, 6) == "cp"
+    assert worker_of(daemon, 5) == "other"
+
+
+def test_a_worker_lives_as_long_as_any_of_its_processes(daemon: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    host.run(6, "fio")
+    daemon.resolve(requests(5, 6))
+    host.end(5)
+    daemon.expire()
+    host.now += 1000
+    assert daemon.expire() == []
+    assert worker_of(daemon, 6) == "fio"
+
+
+def test_a_worker_whose_process_moved_on_expires(daemon: Identity, host: Host) -> None:
+    host.run(5, "bash")
+    index = owner_of(daemon, requests(5)).index
+    host.run(5, "fio")
+    daemon.observe(announced(5, "fio"))
+    host.now += 301
+    assert daemon.expire() == [index]
+    assert worker_of(daemon, 5) == "fio"
+
+
+def test_a_session_keeps_everything_it_saw(session: Identity, host: Host) -> None:
+    host.run(5, "fio")
+    owner = owner_of(session, requests(5))
+    host.end(5)
+    session.expire()
+    host.now += 10_000
+    assert session.expire() == []
+    assert session.owners[owner.index] is owner
+
+
+def test_a_daemon_does_not_remember_short_lived_processes_for_ever(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    identity.resolve(requests(5))
+    for pid in range(100, 200):
+        identity.observe(announced(pid, "cp"))
+    assert identity.folded == 1
+    identity.expire()
+    host.now += 301
+    identity.expire()
+    assert len(identity._known) == 1
+    assert not identity._folded
+
+
+# Cost
+
+
+def test_a_batch_of_known_processes_is_resolved_without_python_per_record(session: Identity, host: Host) -> None:
+    for pid in range(100, 120):
+        host.run(pid, "fio")
+    random = np.random.default_rng(1)
+    batch = np.zeros(100_000, REQUEST)
+    batch["tgid"] = random.integers(100, 120, len(batch))
+    batch["owner_start_ns"] = batch["tgid"].astype(np.uint64) * 1_000_000_000 + 1234
+    batch["owner"] = OwnerKind.PROCESS
+    first = session.resolve(batch)
+    took = []
+    for _ in range(10):
+        start = time.perf_counter()
+        again = session.resolve(batch)
+        took.append(time.perf_counter() - start)
+    assert np.array_equal(first, again)
+    # 4 ms is the target and 2 ms usual; a busy machine gets room, a loop over records would take 50.
+    assert min(took) < 0.02
+
+
+def test_a_process_on_its_way_out_of_cgroup_v1_is_in_its_parents_cgroup(session: Identity, host: Host) -> None:
+    """It shows the root cgroup by then; among its siblings it must not become dd#2."""
+    host.run(4, "sh", cgroup="4:memory:/job")
+    host.run(5, "dd", cgroup="4:memory:/job")
+    host.run(6, "dd", cgroup="4:memory:/")
+    host.zombies.add(6)
+    session.observe(announced(5, comm="dd", parent=4))
+    session.observe(announced(6, comm="dd", parent=4))
+    assert worker_of(session, 5) == worker_of(session, 6) == "dd"

@@ -1,0 +1,65 @@
+"""What the probe needs of the host: a missing library is named with its package; the table fits the disks."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from llmio_probe.errors import ProbeError
+from llmio_probe.kernel.atomics import Atomics
+from llmio_probe.kernel.libbpf import Libbpf
+from llmio_probe.kernel.probe import request_entries
+
+
+def test_a_missing_libbpf_names_the_package() -> None:
+    with pytest.raises(ProbeError, match=r"^no-such-library\.so\.1 cannot be loaded: .* libbpf1 "):
+        Libbpf("no-such-library.so.1")
+
+
+def test_a_library_that_is_no_libbpf_is_called_too_old() -> None:
+    with pytest.raises(ProbeError, match=r"older than 1\.0, it lacks libbpf_set_print: install a newer libbpf"):
+        Libbpf("libc.so.6")
+
+
+def test_a_missing_libatomic_names_the_package() -> None:
+    with pytest.raises(ProbeError, match=r"^no-such-library\.so\.1 cannot be loaded: .* libatomic1 "):
+        Atomics("no-such-library.so.1")
+
+
+def test_what_is_stored_is_loaded(atomics: Atomics) -> None:
+    word = ctypes.c_uint64(5)
+    address = ctypes.addressof(word)
+    assert atomics.load_acquire(address) == 5
+    atomics.store_release(address, (1 << 64) - 1)
+    atomics.fence_acquire()
+    assert atomics.load_acquire(address) == word.value == (1 << 64) - 1
+
+
+def disk(sys_root: Path, name: str, requests: str | None, queues: int = 0) -> None:
+    queue = sys_root / "block" / name / "queue"
+    queue.mkdir(parents=True)
+    if requests is not None:
+        (queue / "nr_requests").write_text(requests)
+    for number in range(queues):
+        (queue.parent / "mq" / str(number)).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("disks", "cpus", "entries"),
+    [
+        ({}, 1, 4096),
+        ({}, 32, 512 * 32),
+        ({"nvme0n1": ("1023\n", 16)}, 8, 2 * 16 * 1023),
+        ({"nvme0n1": ("1023\n", 16), "sda": ("64\n", 1), "loop0": ("128\n", 0)}, 8, 2 * (16 * 1023 + 64 + 128)),
+        ({"nvme0n1": ("1023\n", 128), "nvme1n1": ("1023\n", 128)}, 128, 1 << 17),
+        ({"dm-0": (None, 0), "md0": ("what?\n", 4)}, 2, 4096),
+    ],
+)
+def test_there_is_room_for_every_request_of_the_host_within_bounds(
+    tmp_path: Path, disks: dict[str, tuple[str | None, int]], cpus: int, entries: int
+) -> None:
+    for name, (requests, queues) in disks.items():
+        disk(tmp_path, name, requests, queues)
+    assert request_entries(tmp_path, cpus) == entries

@@ -1,0 +1,84 @@
+"""Which programs are needed, how large the tables are, and which loader is asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmio_probe.kernel import loaders
+from llmio_probe.kernel.loading import LoaderName, ProbeOptions, map_sizes
+
+BLOCK = ("block_rq_issue", "raw_tp/block_rq_issue")
+FOLLOWING = [("sched_process_fork", "tp_btf/sched_process_fork"), ("sched_process_exit", "raw_tp/sched_process_exit")]
+VIEW = [
+    ("enter_io_submit", "tracepoint/syscalls/sys_enter_io_submit"),
+    ("enter_io_submit", "fentry/__x64_sys_io_submit"),
+    ("exit_io_submit", "fexit/__x64_sys_io_submit"),
+    ("io_uring_submit_req", "tp_btf/io_uring_submit_req"),
+    ("io_uring_submit_sqe", "raw_tp/io_uring_submit_sqe"),
+]
+"""The app's."""
+
+
+@pytest.mark.parametrize("calls", [True, False])
+@pytest.mark.parametrize("follow", [True, False])
+def test_only_the_programs_for_what_is_asked_are_wanted(calls: bool, follow: bool) -> None:
+    options = ProbeOptions(1, calls, follow)
+    assert options.wants(*BLOCK)
+    assert {options.wants(*program) for program in VIEW} == {calls}
+    assert {options.wants(*program) for program in FOLLOWING} == {follow}
+
+
+@pytest.mark.parametrize(("entries", "places"), [(1, 1), (2, 2), (4096, 4096), (4097, 8192), (131072, 131072)])
+def test_the_array_of_requests_has_a_power_of_two_of_places(entries: int, places: int) -> None:
+    sizes = map_sizes(ProbeOptions(entries), plain=True, starts_with_bio=False)
+    assert sizes == {"requests": places, "displaced_requests": entries, "made_bios": 1}
+
+
+def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
+    sizes = map_sizes(ProbeOptions(4097), plain=False, starts_with_bio=True)
+    assert sizes == {"requests": 1, "displaced_requests": 4097, "made_bios": 4097}
+
+
+# The choice of a loader
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """load(asked, types=...): which loader was called on a kernel that offers its types, or none."""
+
+    def ask(asked: LoaderName, *, types: bool) -> Any:
+        path = tmp_path / "vmlinux"
+        if types:
+            path.touch()
+        which = loaders.which
+        monkeypatch.setattr(loaders, "which", lambda asked: which(asked, path))
+        for name in ("core", "bcc"):
+            loader = SimpleNamespace(load=lambda libbpf, options, name=name: name)
+            monkeypatch.setattr(f"llmio_probe.kernel.{name}_loader", loader, raising=False)
+            monkeypatch.setitem(sys.modules, f"llmio_probe.kernel.{name}_loader", loader)
+        return loaders.load(None, ProbeOptions(1, loader=asked))  # type: ignore[arg-type]
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("asked", "types", "called"),
+    [
+        ("auto", True, "core"),
+        ("auto", False, "bcc"),
+        ("core", True, "core"),
+        ("core", False, "core"),  # it says what is missing
+        ("bcc", True, "bcc"),
+        ("bcc", False, "bcc"),
+    ],
+)
+def test_core_is_asked_where_the_kernel_offers_its_types_and_bcc_elsewhere(
+    load: Callable[..., Any], asked: LoaderName, types: bool, called: str
+) -> None:
+    assert load(asked, types=types) == called
