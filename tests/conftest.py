@@ -1,18 +1,30 @@
-"""The gate of the live tests: what lies under tests/live is marked live, and never passes by not running.
+"""What holds for every test: where it may be left out, and that signals reach it.
 
-A plain `pytest` without root skips them and says how to run them. With LLMIO_REQUIRE_LIVE=1 (make test, CI) a live test
-that is skipped, deselected or lacks root is a failure. Only that gate may go in here; fixtures live beside their tests.
+The gate of the live tests: what lies under tests/live is marked live, and never passes by not running. A plain `pytest`
+without root skips them and says how to run them. With LLMIO_REQUIRE_LIVE=1 (make test, CI) a live test that is skipped,
+deselected or lacks root is a failure. Other fixtures live beside their tests.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 LIVE = Path(__file__).parent / "live"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_not_ignored() -> Iterator[None]:
+    """A shell's background job has SIGINT ignored, nohup's SIGHUP, and so has all that they start."""
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 def pytest_configure(config: pytest.Config) -> None:

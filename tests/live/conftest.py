@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +28,6 @@ from tests.live.harness import (
 )
 from tests.live.scenes import Part, Played
 from tests.live.system import Volume, attach_loop, volume_of
-
-
-@pytest.fixture(autouse=True, scope="session")
-def interrupts_are_not_ignored() -> Iterator[None]:
-    """A shell's background job has SIGINT ignored, and so has all that it starts: no test could interrupt anything."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

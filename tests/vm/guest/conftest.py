@@ -14,7 +14,6 @@ import pytest
 
 from tests.live.conftest import (  # noqa: F401
     ext4_volume,
-    interrupts_are_not_ignored,
     live,
     loop_disk,
     nothing_stays_attached,
