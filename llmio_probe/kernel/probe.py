@@ -261,6 +261,10 @@ class Probe:
             ),
             {name: self._memory(name) for name in self._loaded.maps},
             dict(self._program_costs),
+            {
+                "requests": max(ring.peak for ring in self._request_rings),
+                "calls": max(ring.peak for ring in self._call_rings),
+            },
         )  # fmt: skip
 
     def shortages(self) -> list[str]:

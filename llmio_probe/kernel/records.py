@@ -363,8 +363,8 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
 def _flat(key: np.dtype[Any], totals: np.dtype[Any]) -> np.dtype[Any]:
     """Key and totals side by side."""
     fields = [(name, each[name]) for each in (key, totals) for name in each.names or ()]
-    share = [(name, SHARE[name]) for name in SHARE.names or ()] if "share" in (key.names or ()) else []
-    return np.dtype(share + [field for field in fields if field[0] not in ("share", "ring", "reserved")])
+    own = [field for field in fields if field[0] not in ("share", "ring", "reserved")]
+    return np.dtype([*own, *((name, SHARE[name]) for name in SHARE.names or () if "share" in (key.names or ()))])
 
 
 OVERFLOW = _flat(OVERFLOW_KEY, OVERFLOW_TOTALS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmio_probe.kernel.records import Op
 
@@ -47,3 +47,5 @@ class ProbeState:
     losses: Losses
     kernel_memory_bytes: dict[str, int]
     program_cost_seconds: dict[str, float]
+    ring_peak_ratio: dict[str, float] = field(default_factory=dict)
+    """How full a reader has found the fullest ring of each kind, at most: at 1 records were added up instead."""
