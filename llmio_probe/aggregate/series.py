@@ -22,7 +22,7 @@ from llmio_probe.aggregate.buckets import (
 )
 from llmio_probe.aggregate.busy import BusyTime, chains
 from llmio_probe.aggregate.calls import Calls
-from llmio_probe.aggregate.combinations import Combined, singly
+from llmio_probe.aggregate.combinations import Combined, select, singly
 from llmio_probe.aggregate.files import FileTable
 from llmio_probe.aggregate.rows import (
     STAGES,
@@ -120,9 +120,9 @@ class Series:
             self._add_whole(samples, counts, rows, key, device, op)
             self._add_times(batch.records, batch.spread(rows))
         elif whole.any():  # from here on a part is nothing
-            self._add_whole(samples[whole], counts[whole], rows[whole], key[whole], device[whole], op[whole])
+            self._add_whole(select(samples, whole), counts[whole], rows[whole], key[whole], device[whole], op[whole])
             chosen = batch.spread(whole)
-            self._add_times(batch.records[chosen], batch.spread(rows)[chosen])
+            self._add_times(select(batch.records, chosen), batch.spread(rows)[chosen])
 
     def _add_bytes(
         self, samples: Records, counts: Ints, rows: Ints, device: Ints, op: Ints, whole: NDArray[np.bool_],
