@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE_EXPONENTS = (9, 31)
-LATENCY_EXPONENTS = (10, 35)
-REQUESTS_EXPONENTS = (0, 12)
+from llmio_probe.kernel.records import BucketEdge
+
+SIZE_EXPONENTS = int(BucketEdge.SIZE_FIRST), int(BucketEdge.SIZE_LAST)
+LATENCY_EXPONENTS = int(BucketEdge.LATENCY_FIRST), int(BucketEdge.LATENCY_LAST)
+REQUESTS_EXPONENTS = int(BucketEdge.CALL_FIRST), int(BucketEdge.CALL_LAST)
 
 MANTISSA_BITS = 52
 BIAS = 1023

@@ -236,7 +236,7 @@ def _age(owner: Owner) -> tuple[int, int]:
 def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     state, losses = snapshot.state, snapshot.state.losses
     samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls + losses.processes)
-    samples.add(metrics.OVERFLOWED_REQUESTS, (), 0)  # there is no overflow table yet, so none overflowed
+    samples.add(metrics.OVERFLOWED_REQUESTS, (), losses.overflowed_requests)
     samples.add(metrics.SERIES_FOLDED, (), snapshot.folded)
     samples.set(metrics.BUILD_INFO, (snapshot.version, snapshot.loader))
     for metric, by_name in (
