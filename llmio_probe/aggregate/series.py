@@ -286,20 +286,29 @@ class Series:
 
     def request_distributions(self) -> list[RequestDistributions]:
         table = self._streams
-        merged: dict[tuple[int, int, Op, str], list[int]] = {}
-        for row, key in enumerate(table.keys.tolist()):
-            owner, device, op, _, _, role = self._split_stream(key)
-            merged.setdefault((owner, device, op, role), []).append(row)
+        if not len(table):
+            return []
+        # Streams that only engine and path tell apart, one after the other.
+        role_bits = table.keys & (1 << _ROLE_BITS) - 1
+        role = np.where(role_bits < FIRST_UNDECIDED, role_bits, OTHER_ROLE)
+        keys = table.keys >> (_ENGINE_BITS + _PATH_BITS + _ROLE_BITS) << _ROLE_BITS | role
+        order = np.argsort(keys, kind="stable")
+        keys, first = np.unique(keys[order], return_index=True)
+
+        def merged(field: str) -> NDArray[np.int64]:
+            totals: NDArray[np.int64] = np.add.reduceat(table[field][order], first, axis=0)
+            return totals
+
+        size, size_sum = merged("size"), merged("size_sum").tolist()
+        stages = {stage: (merged(stage), (merged(f"{stage}_sum") / 1e9).tolist()) for stage in STAGES}
         return [
             RequestDistributions(
-                *key,
-                Distribution(table["size"][rows].sum(0), float(table["size_sum"][rows].sum())),
-                {
-                    stage: Distribution(table[stage][rows].sum(0), table[f"{stage}_sum"][rows].sum() / 1e9)
-                    for stage in STAGES
-                },
+                *self._split(key >> _ROLE_BITS),
+                ROLES[key & (1 << _ROLE_BITS) - 1],
+                Distribution(size[row], float(size_sum[row])),
+                {stage: Distribution(counts[row], sums[row]) for stage, (counts, sums) in stages.items()},
             )
-            for key, rows in merged.items()
+            for row, key in enumerate(keys.tolist())
         ]
 
     def errors(self) -> list[ErrorCount]:
