@@ -11,6 +11,22 @@ KEPT_INTERVALS = 4096
 """So many idle gaps can a late, long interval still close: a 1 s request beside 4,000 others a second is exact."""
 
 
+def chains(
+    groups: NDArray[np.uint16], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
+    """Fewer intervals with the same union, by group: neighbours that overlap are joined. Shape (n,) each.
+
+    starts <= ends. They may come in any order; in that of their ends a busy device leaves few, and no times are sorted.
+    """
+    order = np.argsort(groups, kind="stable")  # a radix sort, for 16 bits
+    groups, starts, ends = groups.take(order), starts.take(order), ends.take(order)
+    apart = (groups[1:] != groups[:-1]) | (starts[1:] > ends[:-1]) | (ends[1:] < starts[:-1])
+    first = np.flatnonzero(np.concatenate([[len(order) > 0], apart]))
+    if not len(first):
+        return groups, starts, ends
+    return groups[first], np.minimum.reduceat(starts, first), np.maximum.reduceat(ends, first)
+
+
 class BusyTime:
     def __init__(self) -> None:
         self._settled = 0

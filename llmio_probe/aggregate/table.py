@@ -59,7 +59,8 @@ class Rows:
 
     def raise_to(self, field: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Keep the largest value seen in a one-number field."""
-        np.maximum.at(self[field], rows, values)
+        totals = self[field]
+        np.maximum.at(totals, rows, values.astype(totals.dtype, copy=False))
 
     def keep(self, mask: NDArray[np.bool_]) -> None:
         """Forget the rows where mask, shape (rows,), is False; the others move up."""
