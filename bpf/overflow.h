@@ -18,10 +18,9 @@ static __always_inline void add(__u64 *total, __u64 amount)
 }
 
 /* The index of a value's bucket. The number of bits of value - 1 is n for (2^(n-1), 2^n]. */
-static __always_inline __u32 bucket_of(__u64 value, __u32 first, __u32 last)
+static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 {
-	__u64 rest = value ? value - 1 : 0;
-	__u32 n = 0;
+	__u64 rest = value ? value - 1 : 0, n = 0;
 
 	if (rest >> 32) {
 		n += 32;
@@ -51,9 +50,13 @@ static __always_inline __u32 bucket_of(__u64 value, __u32 first, __u32 last)
 	return n - first;
 }
 
+/* The verifier has to see that an index is checked, which LLVM leaves out where it knows better. */
+#define OPAQUE(index) asm volatile("" : "+r"(index))
+
 #define COUNT_IN(buckets, value, name)                                                               \
 	do {                                                                                         \
-		__u32 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);        \
+		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);        \
+		OPAQUE(bucket);                                                                      \
 		if (bucket < BUCKET_##name##_LAST - BUCKET_##name##_FIRST + 2)                       \
 			__sync_fetch_and_add(&(buckets)[bucket], 1);                                 \
 	} while (0)
@@ -66,12 +69,14 @@ static __always_inline __u64 later(__u64 end, __u64 start)
 /* No room in the table either. */
 static __always_inline void lose_request(const struct request_record *record)
 {
-	__u32 device = record->device, op = record->op, *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
+	__u32 device = record->device, *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
 	struct device_counts *counts = counts_of(slot ? *slot : 0); /* claimed when the request began */
 	struct ring_losses *lost = losses();
+	__u64 op = record->op;
 
 	if (lost)
 		add(&lost->lost_requests, 1);
+	OPAQUE(op);
 	if (!counts || op >= OPS)
 		return;
 	if (!(record->flags & REQUEST_PART))

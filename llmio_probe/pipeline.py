@@ -52,6 +52,7 @@ class Pipeline:
         self._files.observe(batch.files, batch.processes)
         self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
+        self._count_overflow(batch)
         records = len(batch.requests) + len(batch.calls)
         # Five looks a second while there is load, down to one when there is none.
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
@@ -68,3 +69,13 @@ class Pipeline:
         owners, files = self._identity.resolve(batch.samples), self._files.resolve(batch.samples)
         roles = self._roles.resolve(batch.samples, owners, files, (requests, batch.spread))
         self._series.add_combined(batch, owners, roles, files)
+
+    def _count_overflow(self, batch: Batch) -> None:
+        """Behind the requests with records: those came first into the rings."""
+        if len(totals := batch.overflow):
+            if self._devices is not None:
+                totals = totals[np.isin(totals["device"], self._devices)]
+            owners, files = self._identity.resolve(totals), self._files.resolve(totals)
+            self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
+        if len(batch.call_overflow):
+            self._series.add_call_overflow(batch.call_overflow, self._identity.resolve(batch.call_overflow))

@@ -50,6 +50,17 @@ class BusyTime:
             self._settled_until = int(ends[-KEPT_INTERVALS - 1])
         self._starts, self._ends = starts[-KEPT_INTERVALS:], ends[-KEPT_INTERVALS:]
 
+    def add_total(self, nanoseconds: int, until: int) -> None:
+        """Requests of which only this is known: how long they were under way together, and when the last one was done.
+
+        The device was busy for at most so long, and at most since the last end that is known. The lesser of the two is
+        counted: exact where one request followed the other, and where there always was one.
+        """
+        known = int(self._ends[-1]) if len(self._ends) else self._settled_until
+        since = max(until - nanoseconds, known)
+        if since < until:
+            self.add(np.array([since]), np.array([until]))
+
     @property
     def nanoseconds(self) -> int:
         return self._settled + int((self._ends - self._starts).sum())

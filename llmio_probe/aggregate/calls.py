@@ -77,6 +77,36 @@ class Calls:
             self._add_submissions(key, chosen, op, ~polled, count, size, part, submit_ns * share, nothing)
         self._add_submissions(key, waits, None, ~polled, records["reaped"], nothing, part & False, nothing, wait_ns)
 
+    def add_overflow(self, totals: Records, owners: NDArray[np.int32]) -> None:
+        """Count calls that were added up in the kernel: CALL_OVERFLOW rows, shape (k,), and the owner of each."""
+        if not len(totals):
+            return
+        key = owners.astype(np.int64) << _ENGINE_BITS | totals["engine"]
+        flags = totals["flags"]
+        polled, part = flags & CallFlag.POLLED != 0, flags & CallFlag.BYTES_PART != 0
+        submits, waits = flags & CallFlag.SUBMIT != 0, flags & CallFlag.WAIT != 0
+        records, wait_ns = totals["records"].astype(np.int64), totals["wait_ns"].astype(np.int64)
+        calls, requests, submit_ns = (totals[name].astype(np.int64) for name in ("calls", "requests", "submit_ns"))
+        rows = self._calls.find(key)
+        for field, counts, sums in (
+            ("requests", "request_counts", np.where(submits, requests.sum(axis=1), 0)),
+            ("submit", "submit_counts", submit_ns.sum(axis=1)),
+            ("wait", "wait_counts", wait_ns),
+        ):
+            np.add.at(self._calls[field], rows, totals[counts].astype(np.int64))
+            self._calls.add(f"{field}_sum", rows, sums)
+        nothing = np.zeros(len(totals), np.int64)
+        for column, (op, size) in enumerate(
+            ((Op.READ, totals["read_bytes"]), (Op.WRITE, totals["write_bytes"]), (Op.OTHER, nothing))
+        ):
+            self._add_submissions(
+                key, calls[:, column] > 0, op, np.where(polled, 0, calls[:, column]), requests[:, column], size, part,
+                submit_ns[:, column], nothing,
+            )  # fmt: skip
+        self._add_submissions(
+            key, waits, None, np.where(polled, 0, records), totals["reaped"], nothing, part & False, nothing, wait_ns
+        )
+
     def _add_submissions(
         self, key: Ints, chosen: NDArray[np.bool_], op: Op | None, calls: NDArray[Any], requests: NDArray[Any],
         size: NDArray[Any], part: NDArray[np.bool_], submit_ns: NDArray[Any], wait_ns: NDArray[Any],

@@ -68,7 +68,7 @@ class Series:
         self._detail = detail
         size, latency = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1
         fields: dict[str, tuple[Any, tuple[int, ...]]] = {
-            **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum"), ("i8", ())),
+            **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum", "added_up"), ("i8", ())),
             "size": ("i8", (size,)),
         }
         for stage in STAGES:
@@ -109,26 +109,77 @@ class Series:
         if not len(batch.records):
             return
         samples, counts = batch.samples, batch.counts
-        device = self._devices.find(samples["device"].astype(np.int64))
-        op = samples["op"].astype(np.int64)
-        key = (owners.astype(np.int64) << _DEVICE_BITS | device) << _OP_BITS | op
-        stream = (key << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
-        rows = self._streams.find(stream << _ROLE_BITS | (OTHER_ROLE if roles is None else roles))
+        rows, key, device, op = self._places(samples, owners, roles)
         whole = samples["flags"] & RequestFlag.PART == 0
-        self._add_bytes(samples, counts, rows, device, op, whole, None if files is None or not self._detail else files)
+        self._add_bytes(samples, samples["bytes"] * counts, np.where(whole, counts, 0), rows, device, op, files)
         if whole.all():
             self._add_whole(samples, counts, rows, key, device, op)
             self._add_times(batch.records, batch.spread(rows))
         elif whole.any():  # from here on a part is nothing
-            self._add_whole(select(samples, whole), counts[whole], rows[whole], key[whole], device[whole], op[whole])
+            self._add_whole(samples[whole], counts[whole], rows[whole], key[whole], device[whole], op[whole])
             chosen = batch.spread(whole)
             self._add_times(select(batch.records, chosen), batch.spread(rows)[chosen])
 
+    def add_overflow(
+        self, totals: Records, owners: NDArray[np.int32], roles: Ints | None = None,
+        files: NDArray[np.int32] | None = None,
+    ) -> None:  # fmt: skip
+        """Count what was added up in the kernel: OVERFLOW rows, shape (k,), and owners, roles and files of each.
+
+        All that is counted stays exact but for percentiles, which then come from buckets, and busy time.
+        """
+        if not len(totals):
+            return
+        rows, key, device, op = self._places(totals, owners, roles)
+        whole = totals["flags"] & RequestFlag.PART == 0
+        requests = np.where(whole, totals["requests"], 0).astype(np.int64)
+        self._add_bytes(totals, totals["bytes"].astype(np.int64), requests, rows, device, op, files)
+        totals, rows, key, device, op = totals[whole], rows[whole], key[whole], device[whole], op[whole]
+        sums = {name: totals[name].astype(np.int64) for name in ("requests", "request_bytes", "requeues", "total_ns")}
+        self._add_counts(
+            totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], rows, key, device, op
+        )
+        self._streams.add("added_up", rows, sums["requests"])
+        np.add.at(self._streams["size"], rows, totals["size_counts"].astype(np.int64))
+        self._devices.add_at("in_flight", device, op, sums["total_ns"])
+        for stage in STAGES:
+            np.add.at(self._streams[stage], rows, totals[f"{stage}_counts"].astype(np.int64))
+            self._streams.add(f"{stage}_sum", rows, totals[f"{stage}_ns"])
+        if self._detail:
+            self._add_bucket_edges(totals, rows)
+        until = totals["done_ns"].astype(np.int64)
+        for groups, busy in ((device << _OP_BITS | op, self._busy), (device, self._device_busy)):
+            for group in np.unique(groups).tolist():
+                chosen = groups == group
+                under_way = int(totals["device_ns"][chosen].sum())
+                busy.setdefault(group, BusyTime()).add_total(under_way, int(until[chosen].max()))
+
+    def _add_bucket_edges(self, totals: Records, rows: Ints) -> None:
+        """For percentiles: each value counts as the largest of its bucket."""
+        where, column = np.nonzero(totals["size_counts"])
+        sizes = np.minimum(1 << SIZE_EXPONENTS[0] + column, 0xFFFFFFFF)
+        counts = totals["size_counts"][where, column]
+        self._sizes.add("requests", self._sizes.find(rows[where] << 32 | sizes), counts)
+        for stage in STAGES:
+            where, column = np.nonzero(totals[f"{stage}_counts"])
+            ns = 1 << LATENCY_EXPONENTS[0] + column
+            counts = totals[f"{stage}_counts"][where, column]
+            self._streams.raise_to(f"{stage}_max", rows[where], ns)
+            self._streams.add_at(f"{stage}_fine", rows[where], latencies.column(ns.astype(np.float64)), counts)
+
+    def _places(self, samples: Records, owners: NDArray[np.int32], roles: Ints | None) -> tuple[Ints, Ints, Ints, Ints]:
+        """Of each: its stream's row, the key of its owner, device and op, and the last two, the device by its row."""
+        device = self._devices.find(samples["device"].astype(np.int64))
+        op = samples["op"].astype(np.int64)
+        key = (owners.astype(np.int64) << _DEVICE_BITS | device) << _OP_BITS | op
+        stream = (key << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
+        return self._streams.find(stream << _ROLE_BITS | (OTHER_ROLE if roles is None else roles)), key, device, op
+
     def _add_bytes(
-        self, samples: Records, counts: Ints, rows: Ints, device: Ints, op: Ints, whole: NDArray[np.bool_],
+        self, samples: Records, bytes_: Ints, requests: Ints, rows: Ints, device: Ints, op: Ints,
         files: NDArray[np.int32] | None,
     ) -> None:  # fmt: skip
-        bytes_ = samples["bytes"] * counts
+        """requests: how many there are of each, 0 of parts."""
         self._streams.add("bytes", rows, np.where(_DATA_OPS[op], bytes_, 0))
         moved = np.where(op <= Op.WRITE, bytes_, 0)  # reads and writes
         known = samples["owner"] << 1 | (samples["inode"] != 0)
@@ -136,26 +187,33 @@ class Series:
         shared = samples["flags"] & RequestFlag.SHARED != 0
         if shared.any():
             self._devices.add_at("shared", device[shared], known[shared], moved[shared])
-        if files is not None:
+        if files is not None and self._detail:
             users = self._users.find(self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS))[rows]
-            self._files.add(files.astype(np.int64), users, op == Op.WRITE, moved, np.where(whole, counts, 0), shared)
+            self._files.add(files.astype(np.int64), users, op == Op.WRITE, moved, requests, shared)
 
     def _add_whole(self, samples: Records, counts: Ints, rows: Ints, key: Ints, device: Ints, op: Ints) -> None:
-        streams, size = self._streams, samples["request_bytes"].astype(np.int64)
-        requeues = samples["requeues"] * counts
-        streams.add("requests", rows, counts)
-        streams.add("size_sum", rows, size * counts)
-        streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
-        streams.add("requeues", rows, requeues)
+        size = samples["request_bytes"].astype(np.int64)
+        self._add_counts(samples["status"], counts, size * counts, samples["requeues"] * counts, rows, key, device, op)
+        self._streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
         if self._detail:
             self._sizes.add("requests", self._sizes.find(rows << 32 | size), counts)
-        failed = samples["status"] != 0
+
+    def _add_counts(
+        self, status: NDArray[Any], requests: Ints, request_bytes: Ints, requeues: Ints, rows: Ints, key: Ints,
+        device: Ints, op: Ints,
+    ) -> None:  # fmt: skip
+        """What is the same for requests with records and without; request_bytes and requeues are sums."""
+        streams = self._streams
+        streams.add("requests", rows, requests)
+        streams.add("size_sum", rows, request_bytes)
+        streams.add("requeues", rows, requeues)
+        failed = status != 0
         if failed.any():
-            streams.add("errors", rows[failed], counts[failed])
-            errors = self._errors.find(key[failed] << _STATUS_BITS | samples["status"][failed])
-            self._errors.add("requests", errors, counts[failed])
-        self._devices.add_at("requests", device, op, counts)
-        self._devices.add_at("bytes", device, op, np.where(_DATA_OPS[op], size * counts, 0))
+            streams.add("errors", rows[failed], requests[failed])
+            errors = self._errors.find(key[failed] << _STATUS_BITS | status[failed])
+            self._errors.add("requests", errors, requests[failed])
+        self._devices.add_at("requests", device, op, requests)
+        self._devices.add_at("bytes", device, op, np.where(_DATA_OPS[op], request_bytes, 0))
         self._devices.add_at("requeues", device, op, requeues)
 
     def _add_times(self, records: Records, rows: Ints) -> None:
@@ -198,6 +256,10 @@ class Series:
     def add_calls(self, records: Records, owners: NDArray[np.int32]) -> None:
         """Count calls. owners: shape (n,), the owner of each."""
         self._calls.add(records, owners)
+
+    def add_call_overflow(self, totals: Records, owners: NDArray[np.int32]) -> None:
+        """Count calls that were added up in the kernel: CALL_OVERFLOW rows, and the owner of each."""
+        self._calls.add_overflow(totals, owners)
 
     def forget(self, owners: Collection[int]) -> None:
         """Drop the series of owners that have ended. What devices did stays."""
@@ -258,7 +320,7 @@ class Series:
                 bytes=int(table["bytes"][row]),
                 errors=int(table["errors"][row]),
                 requeues=int(table["requeues"][row]),
-                exact=True,
+                exact=not table["added_up"][row],
                 size_bytes=sizes[row],
                 latency_seconds={
                     stage: latencies.percentiles(table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]))

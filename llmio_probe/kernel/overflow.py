@@ -39,8 +39,8 @@ class OverflowTable:
         found = np.zeros(len(keys), self._flat)
         share = keys["share"] if "share" in (keys.dtype.names or ()) else None
         for name in self._flat.names or ():
-            if name == "done_ns":
-                found[name] = totals[name]
+            if name in ("made_ns", "done_ns"):
+                found[name] = totals["done_ns"]
             elif name in (totals.dtype.names or ()):
                 found[name] = totals[name] - before[name]  # modulo their size, as the kernel counts
             elif name in (keys.dtype.names or ()):

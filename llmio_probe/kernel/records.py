@@ -367,11 +367,11 @@ def _flat(key: np.dtype[Any], totals: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype([*own, *((name, SHARE[name]) for name in SHARE.names or () if "share" in (key.names or ()))])
 
 
-OVERFLOW = _flat(OVERFLOW_KEY, OVERFLOW_TOTALS)
+OVERFLOW = np.dtype([*_flat(OVERFLOW_KEY, OVERFLOW_TOTALS).descr, ("made_ns", "u8")])
 """Requests, or parts of requests, added up in the kernel because a ring was full: what came since the last look.
 
 Fields are named as in REQUEST where they mean the same; requests, bytes, request_bytes, requeues and all ``*_ns`` but
-done_ns are sums. done_ns: of the last of them, about."""
+these two are sums. made_ns, done_ns: when the last of them was done, about; that much is known of when they were."""
 
 CALL_OVERFLOW = _flat(CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS)
 """The same of calls."""
