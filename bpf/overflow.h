@@ -66,9 +66,9 @@ static __always_inline __u64 later(__u64 end, __u64 start)
 /* No room in the table either. */
 static __always_inline void lose_request(const struct request_record *record)
 {
-	struct device_counts *counts = counts_of(claim_slot(record->device));
+	__u32 device = record->device, op = record->op, *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
+	struct device_counts *counts = counts_of(slot ? *slot : 0); /* claimed when the request began */
 	struct ring_losses *lost = losses();
-	__u32 op = record->op;
 
 	if (lost)
 		add(&lost->lost_requests, 1);
@@ -150,7 +150,8 @@ static __always_inline void add_call_op(struct call_overflow_totals *totals, __u
 					__u64 submit_ns)
 {
 	add(&totals->calls[op], 1);
-	add(&totals->requests[op], count);
+	if (count) /* else LLVM makes an atomic or of it, which came with 5.12 */
+		add(&totals->requests[op], count);
 	add(&totals->submit_ns[op], of ? submit_ns * count / of : submit_ns);
 }
 
