@@ -26,17 +26,18 @@ REAL_FOLDER = "/var/tmp"
 class Effort:
     """rounds: of a kernel cost. pairs: with and without our session; fewer: of either, for what is only compared with.
 
-    seconds: of one look at one tool.
+    seconds: of one look at one tool. thorough: each tool on each disk, not only so much that all code runs.
     """
 
     rounds: int
     pairs: int
     fewer: int
     seconds: float
+    thorough: bool
 
 
-FULL = Effort(rounds=5, pairs=15, fewer=3, seconds=0.4)
-QUICK = Effort(rounds=1, pairs=1, fewer=1, seconds=0.2)
+FULL = Effort(rounds=5, pairs=15, fewer=3, seconds=0.4, thorough=True)
+QUICK = Effort(rounds=1, pairs=1, fewer=1, seconds=0.2, thorough=False)
 
 
 @dataclass(frozen=True)

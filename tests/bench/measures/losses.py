@@ -25,8 +25,10 @@ def losses(setting: Setting) -> Iterator[Row]:
         missing += watched.count - records
     yield Row("k requests/s of two fio jobs (512 B, io_uring), nobody watching", Figure(alone))
     yield Row("the same, watched with --no-calls", Figure(probed))
-    yield Row("the second as a share of the first", Figure(kept, "{:.2f}"))
-    yield Row(f"records lost in {effort.fewer} x {seconds:g} s of that", Figure([lost]), Goal("≤", 0), quoted=True)
+    yield Row("throughput kept by these", Figure(kept, "{:.2f}"))
+    yield Row(
+        f"records lost in {effort.fewer} x {seconds:g} s of two such jobs", Figure([lost]), Goal("≤", 0), quoted=True
+    )
     yield Row("requests of fio's without a record (the sandbox, docs/kernel.md)", Figure([missing]))
 
 

@@ -22,7 +22,7 @@ def throughput(setting: Setting) -> Iterator[Row]:
     yield from _on(setting, setting.loop, "a loop device that saturates the CPU", goal)
     with load(setting.loop) as running:
         blocks = kept(running, setting.loop, Ours(("--no-calls",)), setting.effort.pairs, setting.effort.seconds)
-    yield Row("throughput kept there with --no-calls", blocks, goal, quoted=True)
+    yield Row("throughput kept on the loop device with --no-calls", blocks, goal, quoted=True)
 
 
 def _on(setting: Setting, disk: Disk, where: str, goal: Goal) -> Iterator[Row]:
@@ -33,6 +33,7 @@ def _on(setting: Setting, disk: Disk, where: str, goal: Goal) -> Iterator[Row]:
         others = {
             tool.name: kept(running, disk, tool, effort.fewer, effort.seconds, alone)
             for tool in (setting.biolatency, *setting.scripts)
+            if effort.thorough or disk is setting.loop
         }
     yield Row(f"throughput kept on {where}", ours, goal, others, quoted=True)
     yield Row(f"k requests/s on {where}, nobody watching", Figure([rate / 1e3 for rate in alone]))
