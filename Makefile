@@ -45,7 +45,7 @@ lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: setup-dev ## measure what DESIGN promises (root)
+bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench
 
 clean: ## remove everything that was built here
