@@ -8,10 +8,10 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +49,7 @@ _ATTACH_ORDER = (
 _STARTED = 1  # entries.h: request_entry.in_flight
 _IN_FLIGHT = np.dtype([("slot", "u2"), ("op", "u1")])
 _STATS_RUN_TIME = 0  # enum bpf_stats_type
+_STATS_SYSCTL = Path("/proc/sys/kernel/bpf_stats_enabled")
 _NEVER = 2**64 - 1
 _SETTLE_SECONDS = 0.002  # for programs that were already past their look at `running`
 
@@ -66,6 +67,12 @@ def request_entries(sys_root: Path = Path("/sys"), cpus: int = 1) -> int:
         except (OSError, ValueError):
             continue
     return min(max(4096, 512 * cpus, 2 * requests), 1 << 17)
+
+
+class EndCost(Protocol):
+    """go_on: leave the statistics on, and begin to take the means anew."""
+
+    def __call__(self, *, go_on: bool = False) -> None: ...
 
 
 class Probe:
@@ -117,6 +124,8 @@ class Probe:
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio
+        # All maps have their room from the start, and before 5.14 who gives up being root cannot ask later.
+        self._memory = {name: _map_memory(name, loaded) for name, loaded in self._loaded.maps.items()}
 
     def _ring_memory(self, name: str) -> RingMemory:
         return map_ring(self._fd(name), self._loaded.maps[name].max_entries)
@@ -237,7 +246,7 @@ class Probe:
                 {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
                 int(losses["files"]),
             ),
-            {name: _map_memory(name, loaded) for name, loaded in self._loaded.maps.items()},
+            dict(self._memory),
             dict(self._program_costs),
         )  # fmt: skip
 
@@ -282,16 +291,28 @@ class Probe:
     def _runs(self) -> dict[str, ProgramRuns]:
         return {name: program_runs(self._libbpf, program.fd) for name, program in self._loaded.programs.items()}
 
-    def begin_cost(self) -> Callable[[], None]:
-        """Turn the kernel's BPF statistics on, which costs; what it returns turns them off and keeps the means."""
-        fd = self._libbpf.number("bpf_enable_stats", _STATS_RUN_TIME)
+    def begin_cost(self) -> EndCost:
+        """Turn the kernel's BPF statistics on, which costs; what it returns keeps the means, and turns them off.
+
+        PermissionError without CAP_SYS_ADMIN, unless they are on for all (kernel.bpf_stats_enabled).
+        """
+        fd = None
+        try:
+            fd = self._libbpf.number("bpf_enable_stats", _STATS_RUN_TIME)
+        except PermissionError:
+            if _STATS_SYSCTL.read_text().strip() != "1":
+                raise
         before = self._runs()
 
-        def end() -> None:
-            os.close(fd)
-            for name, after in self._runs().items():
+        def end(*, go_on: bool = False) -> None:
+            nonlocal before
+            if fd is not None and not go_on:
+                os.close(fd)
+            now = self._runs()
+            for name, after in now.items():
                 if runs := after.runs - before[name].runs:
                     self._program_costs[name] = (after.run_ns - before[name].run_ns) / runs / 1e9
+            before = now
 
         return end
 

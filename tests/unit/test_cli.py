@@ -253,7 +253,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_without_root_one_sentence_says_so(arguments: list[str], status: int) -> None:
     done = python("-c", AS_NOBODY, *arguments)
     assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr == "llmio-probe: loading BPF programs needs root: run it with sudo\n"
+    assert done.stderr == "llmio-probe: loading BPF programs needs CAP_BPF and CAP_PERFMON: run it with sudo\n"
 
 
 def test_a_name_that_the_locale_cannot_show_is_escaped() -> None:
