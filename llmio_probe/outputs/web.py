@@ -30,8 +30,8 @@ CONNECTIONS = 16
 """At once. Prometheus holds one, for as long as a scrape takes."""
 SECONDS = 10.0
 """From being accepted to the last byte of the answer: Prometheus gives up after as long by default."""
-REQUEST_BYTES = 1 << 16
-"""Of a request, its headers included."""
+REQUEST_BYTES = 1 << 17
+"""Of a request, its headers included; http.server sees to it that its first line has at most half of that."""
 _LOOK_SECONDS = 0.25
 _START = b"llmio-probe: the metrics are at /metrics\n"
 
