@@ -22,8 +22,9 @@ class Manager:
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        watched = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self._watched = watched and environ.get("WATCHDOG_USEC", "0").isdigit() and environ.get("WATCHDOG_USEC") != "0"
+        ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        period = environ.get("WATCHDOG_USEC", "")
+        self._watched = ours and period.isdigit() and int(period) > 0
 
     def ready(self, status: str) -> None:
         """At the start, and after a reload."""

@@ -91,10 +91,18 @@ def disk(request: pytest.FixtureRequest) -> Disk:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+def open_folder() -> Iterator[Path]:
+    """Where everybody may read, as /etc: pytest's own folders are for their owner only."""
+    with tempfile.TemporaryDirectory(prefix="llmio-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def daemon(open_folder: Path) -> Iterator[Callable[..., Daemon]]:
     """Start a daemon, with these lines in its configuration and the options of ``running_daemon``."""
     with ExitStack() as running:
-        yield lambda more="", **options: running.enter_context(running_daemon(tmp_path, more, **options))
+        yield lambda more="", **options: running.enter_context(running_daemon(open_folder, more, **options))
 
 
 @pytest.fixture

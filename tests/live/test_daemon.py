@@ -173,7 +173,7 @@ def test_a_real_prometheus_scrapes_it(daemon: Callable[..., Daemon], loop_disk: 
         assert float(query("up")[0]["value"][1]) == 1
 
 
-def test_a_restart_is_an_ordinary_counter_reset(loop_disk: Disk, tmp_path: Path) -> None:
+def test_a_restart_is_an_ordinary_counter_reset(loop_disk: Disk, open_folder: Path, tmp_path: Path) -> None:
     """What Prometheus makes of two lives of the daemon, as its rate() does: a value that falls began at 0 again."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -181,7 +181,7 @@ def test_a_restart_is_an_ordinary_counter_reset(loop_disk: Disk, tmp_path: Path)
     with running_prometheus(tmp_path, address) as query:
         mine = f'llmio_bytes_total{{worker="fio",device="{loop_disk.device}",op="read"}}'
         for requests in (REQUESTS, 10007):
-            with running_daemon(tmp_path, listen=address) as running:
+            with running_daemon(open_folder, listen=address) as running:
                 report = tmp_path / "fio.json"
                 job = fio(
                     loop_disk, "--direct=1", "--rw=randread", "--bs=4k", "--ioengine=libaio",

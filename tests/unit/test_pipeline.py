@@ -163,3 +163,13 @@ def test_many_batches_add_up(pipeline: Pipeline, source: HandSource, series: Ser
     total = sum(pipeline.run() for _ in range(20))
     (row,) = series.streams()
     assert total == row.requests == np.arange(20).sum()
+
+
+def test_other_devices_count_from_then_on(pipeline: Pipeline, source: HandSource, series: Series) -> None:
+    source.batches = [Batch(requests=on(NVME, SDA)) for _ in range(3)]
+    pipeline.run()
+    pipeline.choose({SDA})
+    pipeline.run()
+    pipeline.choose(None)
+    pipeline.run()
+    assert {row.device: row.requests for row in series.streams()} == {NVME: 2, SDA: 3}

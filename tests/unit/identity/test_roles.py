@@ -483,3 +483,25 @@ def test_files_that_are_no_longer_known_are_dropped(host: Host, book: RoleBook) 
         for file in files:
             del host.files[file]
     assert role_after(book, stays, read(2)) == "kv_cache"
+
+
+def test_other_rules_hold_from_then_on_and_only_they(host: Host, make_book: MakeBook) -> None:
+    book = make_book(Rule("mine", "checkpoint", (PathPattern("/keep/**"),)))
+    kept, model, nameless = host.file("/keep/a.safetensors"), host.file("/m/a.safetensors"), host.file(None)
+    who = ((kept, VLLM), (model, VLLM), (nameless, VLLM))
+    assert roles_of(book, *who) == ["checkpoint", "weights", "other"]
+    book.use((Rule("theirs", "kv_cache", (PathPattern("/m/**"),)), *builtin_role_rules()), None)
+    assert roles_of(book, *who) == ["weights", "kv_cache", "other"]
+    book.use((), None)
+    assert roles_of(book, *who) == ["other", "other", "other"]
+
+
+def test_headers_are_looked_for_once_that_is_allowed(host: Host, make_book: MakeBook) -> None:
+    book = make_book()
+    file = host.file("/offload/t_5")
+    host.headers[file] = npy(16, 4096)
+    roles_of(book, (file, FLEXGEN))
+    assert host.reads == []
+    book.use(builtin_role_rules(), host.read_header)
+    roles_of(book, (file, FLEXGEN))
+    assert host.reads == [file]
