@@ -1,4 +1,4 @@
-"""What is shipped beside the program: the unit's sandbox; what make install puts there and make uninstall takes away."""
+"""What is shipped beside the program: the unit's sandbox, what make install puts there and uninstall takes away."""
 
 from __future__ import annotations
 
@@ -109,6 +109,7 @@ def test_everything_is_in_place(root: Path) -> None:
         name for name in placed if name.startswith("/opt/llmio/lib/llmio-probe/llmio_probe/kernel/objects/probe.")
     ]
     assert len(objects) == 1
+    assert "/opt/llmio/lib/llmio-probe/llmio_probe/kernel/carried/libbpf.so.1" in placed
 
 
 def test_the_program_starts_by_what_was_installed(root: Path) -> None:
