@@ -39,15 +39,26 @@ class Daemon:
 
     def value(self, name: str, **labels: str) -> float:
         """The sum over all samples of that name that carry the labels."""
-        samples = [s for f in self.families().values() for s in f.samples if s.name == name]
-        return sum(s.value for s in samples if labels.items() <= s.labels.items())
+        return self._whole(name, 0, labels)
 
-    def eventually(self, name: str, value: float, **labels: str) -> None:
-        """Snapshots are taken every 0.2 s here."""
-        deadline = time.monotonic() + 10
-        while (found := self.value(name, **labels)) != value and time.monotonic() < deadline:
+    def eventually(self, name: str, value: float, *, each: float = 0, **labels: str) -> None:
+        """Snapshots are taken every 0.2 s here, later where others keep the host busy.
+
+        each: what a request lacks whose end the host has not shown, and which is in flight on the device therefore.
+        """
+        deadline = time.monotonic() + 30
+        while (found := self._whole(name, each, labels)) != value and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert found == value
+        assert found == value, f"{name} of {labels} is {found:,.0f}, not {value:,.0f}"
+
+    def _whole(self, name: str, each: float, labels: dict[str, str]) -> float:
+        samples = [sample for family in self.families().values() for sample in family.samples]
+
+        def total(of: str, wanted: dict[str, str]) -> float:
+            return sum(s.value for s in samples if s.name == of and wanted.items() <= s.labels.items())
+
+        in_flight = total("llmio_requests_in_flight", {"device": labels["device"]}) if each else 0
+        return total(name, labels) + each * in_flight
 
     def reload(self, more: str | None = None) -> str:
         """With another configuration below what all have. What it says, once it has taken it over or refused it."""
