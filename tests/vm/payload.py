@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-OF_THE_PROJECT = ("README.md", "bpf", "deploy", "grafana", "llmio_probe", "pyproject.toml", "tests")
+OF_THE_PROJECT = ("LICENSE", "README.md", "bpf", "deploy", "docs", "grafana", "llmio_probe", "pyproject.toml", "tests")
 LEFT_OUT = {".git", ".venv"}
 SECTOR = 512
 
