@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
 import sys
 import time
@@ -62,19 +63,30 @@ def check(config_path: str) -> int:
 
 
 def run(config_path: str) -> int:
-    """Serve until SIGTERM or SIGINT. ProbeError when it cannot start."""
+    """Serve until SIGTERM or SIGINT. ProbeError when it cannot start, which a journal gets as what it is, an error."""
+    in_journal = log_to(sys.stderr, os.environ)
+    try:
+        _serve(config_path)
+    except ProbeError as error:
+        if not in_journal:
+            raise
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def _serve(config_path: str) -> None:
     config = load(config_path)
+    logging.getLogger().setLevel(config.log_level.upper())
     rights.require_loading()
     require_host_pids()
-    manager = Manager(os.environ)
-    log_to(sys.stderr, config.log_level, os.environ)
+    user = rights.account(config.user) if os.geteuid() == 0 else None
     with (
         only_daemon(),
         Events((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as events,
         Probe(probe_options(calls=config.calls, loader=config.loader)) as probe,
     ):
-        Exporter(config_path, config, probe, events, manager).serve()
-    return 0
+        Exporter(config_path, config, probe, events, Manager(os.environ)).serve(user)
 
 
 class Exporter:
@@ -101,7 +113,8 @@ class Exporter:
         self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
         self._snapshot = self._take_snapshot()
 
-    def serve(self) -> None:
+    def serve(self, user: pwd.struct_passwd | None) -> None:
+        """user: who to become, of root; None of who is somebody already."""
         server = self._listen()
         try:
             for fd in self._probe.wake_fds:
@@ -110,7 +123,7 @@ class Exporter:
             for warning in self._probe.warnings:
                 log.warning("%s", warning)
             end_cost = self._begin_cost()
-            self._give_up_rights()
+            self._give_up_rights(user)
             server.start(first=lambda: rights.hold(()))  # who talks to the network needs none at all
             where = f"{server.access.scheme}://{self._config.listen._replace(port=server.port)}/metrics"
             log.info("serving %s", where)
@@ -144,10 +157,10 @@ class Exporter:
             log.info("llmio_program_cost_seconds is missing: the kernel times programs for CAP_SYS_ADMIN only")
             return None
 
-    def _give_up_rights(self) -> None:
+    def _give_up_rights(self, user: pwd.struct_passwd | None) -> None:
         """What the programs needed to be attached is not needed any more. Later threads have what is left here."""
-        if os.geteuid() == 0:
-            rights.become(rights.account(self._config.user))
+        if user is not None:
+            rights.become(user)
         rights.hold(rights.FOR_LIFE, in_reserve=[Capability.BPF])
         try:
             self._probe.shortages()

@@ -49,13 +49,18 @@ class Manager:
             sending.sendto("\n".join(assignments).encode(), self._address)
 
 
-def log_to(stream: TextIO, level: str, environ: Mapping[str, str]) -> None:
-    """Lines without a time, which a journal adds, and with the level in front, as systemd or as people read it."""
+def log_to(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Lines without a time, which a journal adds, and with the level in front, as systemd or as people read it.
+
+    Returns whether it is a journal that reads them.
+    """
+    in_journal = _is_journal(stream, environ)
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Lines(in_journal=_is_journal(stream, environ)))
+    handler.setFormatter(_Lines(in_journal=in_journal))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(logging.INFO)
+    return in_journal
 
 
 class _Lines(logging.Formatter):

@@ -260,6 +260,16 @@ def test_the_journal_gets_a_level_a_line(open_folder: Path, tmp_path: Path) -> N
     assert [line[:3] for line in said] == ["<6>", "<3>"]
 
 
+def test_a_start_that_fails_is_an_error_in_the_journal(tmp_path: Path) -> None:
+    log = tmp_path / "journal.log"
+    with log.open("w") as stream:
+        status = os.fstat(stream.fileno())
+        environ = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        command = [*PROBE, "daemon", "--config", str(configuration(tmp_path, more="user: nobodys\n"))]
+        assert subprocess.run(command, stderr=stream, env=environ, timeout=HANG).returncode == 1
+    assert log.read_text().startswith("<3>there is no account nobodys: create it, or name another with user: ")
+
+
 # What it costs
 
 

@@ -75,7 +75,7 @@ def root_logger() -> Iterator[logging.Logger]:
 
 def test_people_get_the_level_in_words(root_logger: logging.Logger) -> None:
     stream = io.StringIO()
-    log_to(stream, "info", {"JOURNAL_STREAM": "1:2"})
+    assert not log_to(stream, {"JOURNAL_STREAM": "1:2"})
     root_logger.info("one")
     root_logger.debug("not asked for")
     root_logger.error("two\nlines")
@@ -86,7 +86,8 @@ def test_a_journal_gets_it_as_a_number(root_logger: logging.Logger, tmp_path: Pa
     path = tmp_path / "journal"
     with path.open("w") as stream:
         status = os.fstat(stream.fileno())
-        log_to(stream, "debug", {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        assert log_to(stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        root_logger.setLevel(logging.DEBUG)
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
             root_logger.log(level, "x")
     assert path.read_text() == "<7>x\n<6>x\n<4>x\n<3>x\n"
