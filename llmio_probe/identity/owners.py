@@ -337,7 +337,8 @@ class Identity:
             return
         slot = self._slots.join(key, self._is_vacant)
         if slot is None:
-            if not self._has_room(key):
+            # Ourselves there is always room for: what we cost must not depend on how many others there are.
+            if not self._has_room(key) and known.tgid != self._ourselves:
                 self._fold(known, key)
                 return
             slot = self._slots.open(key)

@@ -601,6 +601,16 @@ def test_the_daemon_is_told_by_its_own_name(host: Host, make_identity: MakeIdent
     assert [identity.owners[owner].worker for owner in owners.tolist()] == ["llmio-probe", "python3"]
 
 
+def test_there_is_room_for_the_daemon_itself_however_many_others_there_are(
+    host: Host, make_identity: MakeIdentity
+) -> None:
+    identity = make_identity(limit=1, ourselves=7)
+    for pid, name in ((5, "a"), (6, "b"), (7, "python3")):
+        host.run(pid, f"/bin/{name}")
+    owners = identity.resolve(requests(5, 6, 7)).tolist()
+    assert [identity.owners[owner].worker for owner in owners] == ["a", "other", "llmio-probe"]
+
+
 def test_another_limit_and_grace_hold_from_then_on(host: Host, make_identity: MakeIdentity) -> None:
     identity = make_identity(limit=2, grace=300)
     for pid, name in ((5, "a"), (6, "b"), (7, "c")):
