@@ -63,7 +63,7 @@ class ProgramsHook(BuildHookInterface[Any]):
         found: dict[str, str] = {}
         for name in LIBRARIES:
             library = _library(name)
-            notice = library and self._notice(library)
+            notice = library and self._notice(name, library)
             if not library or not notice:
                 what = "its licence" if library else "it"
                 self.app.display_warning(f"this wheel brings no libraries: {name}: {what} was not found here")
@@ -72,7 +72,7 @@ class ProgramsHook(BuildHookInterface[Any]):
             found[str(notice)] = f"{CARRIED}/licences/{notice.name}"
         return found
 
-    def _notice(self, library: Path) -> Path | None:
+    def _notice(self, name: str, library: Path) -> Path | None:
         """A file that says what the library is, where its source is, and under which terms; by Debian's packages."""
         if shutil.which("dpkg-query") is None:
             return None
@@ -85,8 +85,8 @@ class ProgramsHook(BuildHookInterface[Any]):
         version = _output("dpkg-query", "--show", "--showformat=${source:Package} ${source:Version}", package)
         notice = self._notices / f"{package}.txt"
         notice.write_text(
-            f"{library.name}, of the Debian package {package}, unchanged. Its source is Debian's source package "
-            f"{version}.\nYour own {library.name} is used in its place where the system has one.\n\n{terms.read_text()}"
+            f"{name}, of the Debian package {package}, unchanged. Its source is Debian's source package "
+            f"{version}.\nYour own {name} is used in its place where the system has one.\n\n{terms.read_text()}"
         )
         return notice
 

@@ -300,7 +300,8 @@ def test_the_programs_are_timed_when_the_configuration_says(
 
 def test_its_own_disk_io_is_told_as_its_own(ext4_folder: Path, open_folder: Path) -> None:
     """Its log is on the disk. Compared with what the kernel counts for the process."""
-    with running_daemon(open_folder, log=ext4_folder / "daemon.log") as running:
+    environ = {"PYTHONDONTWRITEBYTECODE": "1"}  # what it writes before it counts
+    with running_daemon(open_folder, log=ext4_folder / "daemon.log", environ=environ) as running:
         for _ in range(3):
             running.reload()
             os.sync()

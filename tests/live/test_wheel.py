@@ -83,12 +83,12 @@ print(*sorted(path for path in paths if any(name in path for name in ("libbpf", 
 
 
 def test_the_systems_libraries_come_first(installed: Installed) -> None:
-    theirs = without_libraries(installed.python, "-c", LOADED)
+    theirs = without_libraries(installed.python, "-I", "-c", LOADED)
     assert theirs.returncode == 0, theirs.stderr
     lines = theirs.stdout.splitlines()
     assert [Path(line).name for line in lines] == ["libatomic.so.1", "libbpf.so.1", "libelf.so.1"]
     assert all(line.startswith(f"{installed.folder}/") for line in lines)
-    ours = run(installed.python, "-c", LOADED)
+    ours = run(installed.python, "-I", "-c", LOADED)
     assert len(ours.splitlines()) == len(SYSTEMS)
     assert str(installed.folder) not in ours
 
