@@ -23,7 +23,7 @@ class Capability(IntEnum):
     SYS_PTRACE = 19
     """For life: environment, mapped files and mounts of other users' processes, which tell what a worker is."""
     SYS_ADMIN = 21
-    """At the start, and not required: the app's view by syscall tracepoints, and the cost of the programs."""
+    """At the start, and not required: types in modules, the app's view by syscall tracepoints, what programs cost."""
     SYSLOG = 34
     """At the start: addresses of the kernel's functions, by which direct I/O is told and its file found."""
     PERFMON = 38

@@ -1,4 +1,4 @@
-"""Proves llmio_probe.kernel.module_types: one question to the kernel has another answer, and everything else the same."""
+"""Proves llmio_probe.kernel.module_types: one question to the kernel gets another answer, all others the same."""
 
 from __future__ import annotations
 
