@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--multipath", action="store_true", help="leave native NVMe multipath on")
     run.add_argument("--no-btf", dest="btf", action="store_false", help="hide the kernel's BTF")
     run.add_argument("--headers", action="store_true", help="with the kernel's headers, for BCC")
+    run.add_argument("--systemd", action="store_true", help="with systemd as the first process")
     run.add_argument("--append", default="", metavar="WORDS", help="to the kernel's command line")
     run.add_argument("--cpus", type=int, default=2, metavar="N")
     run.add_argument("--memory", type=int, default=3072, metavar="MIB")
@@ -81,6 +82,7 @@ def run_command(options: argparse.Namespace) -> int:
         Options(
             command=options.command, payload=options.payload, out=options.out, timeout=options.timeout,
             disks=options.nvme or ["1G"], multipath=options.multipath, btf=options.btf, headers=options.headers,
+            systemd=options.systemd,
             append=options.append, cpus=options.cpus, memory=options.memory,
         ),
         to_stdout,

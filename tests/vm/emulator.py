@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.live.wheels import build_wheel
 from tests.vm import initrd
 from tests.vm.architectures import Architecture
 from tests.vm.modules import FOR_ROOT, load_order, plain_bytes
@@ -29,6 +30,7 @@ from tests.vm.tree import LIBRARIES, Tree
 HERE = Path(__file__).parent
 TIMED_OUT = 124
 DIED = 125
+SCRIPTS = ("session.sh", "systemd.sh", "finish.sh")
 NULL = "null"
 NULL_SIZE = 4 << 30
 RESULT_SIZE = 1 << 30
@@ -49,6 +51,8 @@ class Options:
     multipath: bool = False
     btf: bool = True
     headers: bool = False
+    systemd: bool = False
+    """With a service manager as the first process, and our wheel beside the working tree."""
     append: str = ""
     cpus: int = 2
     memory: int = 3072
@@ -77,7 +81,8 @@ def boot(store: Store, build: Build, options: Options, write: Write) -> End:
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as name:
         folder = Path(name)
         (folder / "initrd").write_bytes(first_files(build, root / "busybox", options))
-        pack(options.payload, folder / "payload")
+        wheel = [build_wheel(folder / "dist")] if options.systemd else []
+        pack(options.payload, folder / "payload", wheel)
         for index, size in enumerate(options.disks):
             if size != NULL:
                 _sparse(folder / f"nvme{index}", size_of(size))
@@ -135,11 +140,11 @@ def first_files(build: Build, busybox: Path, options: Options) -> bytes:
     """The initrd: the modules for the root image, and what the guest shall do."""
     order = load_order(FOR_ROOT, (build.modules / "modules.dep").read_text().splitlines())
     names = [Path(path).name.removesuffix(".xz") for path in order]
-    settings = {"NAMESPACES": len(options.disks), "HIDE_BTF": int(not options.btf)}
+    settings = {"NAMESPACES": len(options.disks), "HIDE_BTF": int(not options.btf), "SYSTEMD": int(options.systemd)}
     files = {
         "modules/order": "".join(f"{name}\n" for name in names),
         "guest/settings": "".join(f"{name}={value}\n" for name, value in settings.items()),
-        "guest/session.sh": (HERE / "session.sh").read_text(),
+        **{f"guest/{name}": (HERE / name).read_text() for name in SCRIPTS},
         "guest/command": shell_line(options.command) + "\n",
     }
     return initrd.archive(

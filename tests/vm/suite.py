@@ -23,6 +23,7 @@ BOOTS: Mapping[str, Options] = {
     DEFAULT: Options(command=(), disks=("1G", "null")),
     "multipath": Options(command=(), multipath=True),
     "no-btf": Options(command=(), btf=False, headers=True),
+    "systemd": Options(command=(), systemd=True),
 }
 """How guests are booted, by the name that `@pytest.mark.guest` gives. no-btf: with what BCC needs in its place."""
 BOOT_SECONDS = 120
