@@ -70,10 +70,9 @@ class End:
 
 def boot(store: Store, build: Build, options: Options, write: Write) -> End:
     """Run the command in a guest; what its console shows is written as it comes."""
+    prepare(store, build, options)
     tools, root = store.tools(build.architecture), store.root(build.architecture)
     headers = store.headers_disk(build) if options.headers else None
-    if options.payload is None:
-        build_object(build.architecture)
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as name:
         folder = Path(name)
         (folder / "initrd").write_bytes(first_files(build, root / "busybox", options))
@@ -95,6 +94,16 @@ def boot(store: Store, build: Build, options: Options, write: Write) -> End:
         end = watch(argv, environment, options.timeout, write)
         status = unpack_result(folder / "result", options.out)
         return End(end.status if status is None else status, end.seconds, end.last)
+
+
+def prepare(store: Store, build: Build, options: Options) -> None:
+    """Fetch and build what the guest needs: before several boot at once, which would all do it."""
+    store.tools(build.architecture)
+    store.root(build.architecture)
+    if options.headers:
+        store.headers_disk(build)
+    if options.payload is None:
+        build_object(build.architecture)
 
 
 def qemu(tools: Tree, build: Build, options: Options, disks: dict[str, Path], folder: Path) -> list[str]:

@@ -44,7 +44,7 @@ def test_a_boot_that_makes_no_sense_there_is_left_out(
     monkeypatch.setattr(suite, "BOOTS", {way: replace(boot, headers=False) for way, boot in suite.BOOTS.items()})
     monkeypatch.setattr("tests.vm.emulator.build_object", lambda _: None)
     monkeypatch.setenv("GUEST", "exit 1")
-    assert suite.run_suite(Store(cache), [name], None, None) == 1
+    assert suite.run_suite(Store(cache), [name], 1, None, None) == 1
     begun = [line for line in capfd.readouterr().out.splitlines() if line.startswith("==") and "tests" in line]
     assert {line.partition("boot ")[2].partition(":")[0] for line in begun} == boots
 
