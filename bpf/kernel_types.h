@@ -201,6 +201,7 @@ struct dm_target_io {
 
 struct md_io_clone {
 	struct bio *orig_bio;
+	struct bio bio_clone;
 };
 
 struct md_io_acct {

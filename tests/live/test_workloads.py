@@ -67,7 +67,6 @@ def test_large_requests_add_up_however_they_are_split(disk: Disk, size: int, tmp
     assert watched.total("bytes", engine="libaio", op="read", path="direct") == bytes_read
 
 
-@pytest.mark.guest
 def test_the_calls_say_what_was_asked(loop_disk: Disk, tmp_path: Path) -> None:
     report = tmp_path / "fio.json"
     for engine in ("libaio", "io_uring"):
