@@ -14,9 +14,7 @@ ENGINES = ("libaio", "io_uring")
 
 
 @pytest.mark.guest
-def test_each_request_of_both_queues_is_the_workers(
-    nvme_disk: Disk, live: Callable[..., Live], tmp_path: Path
-) -> None:
+def test_each_request_of_both_queues_is_the_workers(nvme_disk: Disk, live: Callable[..., Live], tmp_path: Path) -> None:
     session = live("--all", "--device", nvme_disk.device)
     for engine in ENGINES:
         job = fio(
