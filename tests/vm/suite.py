@@ -30,6 +30,8 @@ needs in its place."""
 BOOT_SECONDS = 120
 TEST_SECONDS = 60
 """Emulated, a session of llmio-probe takes 10 s; an architecture may take a multiple of all of these."""
+HANG_FACTOR = 5
+"""How many times as long a step of a test may take as on a machine."""
 FIRST_OF_A_HANG = 5 * TEST_SECONDS
 """A test that hangs is shown after this."""
 
@@ -102,7 +104,7 @@ def _run(store: Store, guest: Guest) -> Result:
     timeout = patience * (BOOT_SECONDS + TEST_SECONDS * len(asked))
     print(f"== {guest.name}: {len(asked)} tests", flush=True)
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as folder:
-        command = [pytest_line(guest.tests, patience * FIRST_OF_A_HANG)]
+        command = [pytest_line(guest.tests, patience)]
         options = replace(BOOTS[guest.boot], command=command, out=Path(folder), timeout=timeout)
         end = boot(store, guest.build, options, lambda text: to_stdout(f"{guest.kernel} {guest.boot}| {text}"))
         found = cases(Path(folder) / "junit.xml")
@@ -111,13 +113,13 @@ def _run(store: Store, guest: Guest) -> Result:
     return Result(guest.kernel, guest.build.release, guest.boot, asked, found, why)
 
 
-def pytest_line(tests: Sequence[str], hang: int = FIRST_OF_A_HANG) -> str:
+def pytest_line(tests: Sequence[str], patience: int = 1) -> str:
     """For the guest's shell."""
     words = [
         "python3", "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=5",
-        "-o", f"faulthandler_timeout={hang}", "--junitxml=/out/junit.xml",
+        "-o", f"faulthandler_timeout={patience * FIRST_OF_A_HANG}", "--junitxml=/out/junit.xml",
     ]  # fmt: skip
-    return f"LLMIO_REQUIRE_LIVE=1 {shlex.join([*words, *tests])}"
+    return f"LLMIO_REQUIRE_LIVE=1 LLMIO_PATIENCE={patience * HANG_FACTOR} {shlex.join([*words, *tests])}"
 
 
 def complaint(end: End, timeout: float, found: Mapping[Name, object], asked: Sequence[Name]) -> str:

@@ -51,4 +51,6 @@ def test_a_boot_that_makes_no_sense_there_is_left_out(
 
 def test_a_slow_architecture_has_more_time() -> None:
     assert ARM64.patience > AMD64.patience
-    assert " faulthandler_timeout=77 " in suite.pytest_line(["a.py"], 77)
+    line = suite.pytest_line(["a.py"], 3)
+    assert f" faulthandler_timeout={3 * suite.FIRST_OF_A_HANG} " in line
+    assert f" LLMIO_PATIENCE={3 * suite.HANG_FACTOR} " in line
