@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from tests.vm.archive import ArchiveError
 from tests.vm.collect import DEFAULT, Chosen, chosen_tests
-from tests.vm.emulator import DIED, TIMED_OUT, End, Options, boot, prepare, to_stdout
+from tests.vm.emulator import DIED, TIMED_OUT, Emulators, End, Options, boot, prepare, to_stdout
 from tests.vm.kernels import kernel
 from tests.vm.report import Name, Result, cases, complaints, merged, name_of, table, write_table
 from tests.vm.store import Build, Store
@@ -63,8 +64,13 @@ def run_suite(store: Store, kernels: Sequence[str], at_once: int, junit: Path | 
         guests += made
         results += missing
     guests.sort(key=lambda guest: list(BOOTS).index(guest.boot))
+    emulators = Emulators()
     with ThreadPoolExecutor(at_once) as pool:
-        results += pool.map(lambda guest: _run(store, guest), guests)
+        try:
+            results += pool.map(lambda guest: _run(store, guest, emulators), guests)
+        except BaseException:  # Ctrl-C; map itself cancels those that have not begun
+            emulators.stop()
+            raise
     results.sort(key=lambda result: kernels.index(result.kernel))
     found = complaints(results)
     if junit:
@@ -98,7 +104,7 @@ def _guests_of(store: Store, name: str, chosen: Chosen) -> tuple[Sequence[Guest]
     return [Guest(name, build, way, tests) for way, tests in tests_of.items()], []
 
 
-def _run(store: Store, guest: Guest) -> Result:
+def _run(store: Store, guest: Guest, emulators: Emulators) -> Result:
     asked = [name_of(test) for test in guest.tests]
     patience = guest.build.architecture.patience
     timeout = patience * (BOOT_SECONDS + TEST_SECONDS * len(asked))
@@ -106,11 +112,16 @@ def _run(store: Store, guest: Guest) -> Result:
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as folder:
         command = [pytest_line(guest.tests, patience)]
         options = replace(BOOTS[guest.boot], command=command, out=Path(folder), timeout=timeout)
-        end = boot(store, guest.build, options, lambda text: to_stdout(f"{guest.kernel} {guest.boot}| {text}"))
+        end = boot(store, guest.build, options, partial(_show, guest), emulators)
         found = cases(Path(folder) / "junit.xml")
     print(f"== {guest.name}: {end.seconds:.0f} s", flush=True)
     why = complaint(end, timeout, found, asked)
     return Result(guest.kernel, guest.build.release, guest.boot, asked, found, why)
+
+
+def _show(guest: Guest, line: str) -> None:
+    """Of guests that run at the same time."""
+    to_stdout(f"{guest.kernel} {guest.boot}| {line}")
 
 
 def pytest_line(tests: Sequence[str], patience: int = 1) -> str:
