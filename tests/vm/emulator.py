@@ -207,6 +207,7 @@ def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, writ
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, **environment},
+        start_new_session=True,  # a terminal's Ctrl-C is ours alone, and each has its own share of the processors
     ) as process, emulators.running(process):  # fmt: skip
         killed = threading.Event()
 
