@@ -34,6 +34,8 @@ STOPPED_SECONDS = 10
 FILE_BYTES = 64 << 20
 RING_RECORDS = 90_000
 """More than fit into all rings of requests together."""
+WORKERS = ("fio", "fio#2")
+"""The second one's slot is the first one's if that has ended when the reader looks."""
 
 
 @dataclass
@@ -110,11 +112,11 @@ def test_a_session_whose_reader_stood_still_has_every_request_byte_name_and_role
         assert (entry["pid"], entry["requests"], entry["read_bytes"]) == (pid, job.requests, job.requests * 4096)
         [stream] = seen.watched.streams(pid=pid, op="read", engine="libaio")
         assert not stream["exact"]
+        assert stream["worker"] in WORKERS
         assert stream["size_bytes"] == {"p50": 4096, "p90": 4096, "p99": 4096, "max": 4096}
         assert stream["latency_seconds"]["total"]["max"] >= stream["latency_seconds"]["device"]["p50"] > 0
         asked = submission(report, pid)
         assert (asked["requests"], asked["bytes"]) == (job.requests, job.requests * 4096)
-    assert {stream["worker"] for stream in seen.watched.streams(engine="libaio")} >= {"fio", "fio#2"}
     assert seen.watched.total("bytes", op="read") == seen.transferred["read"]
     assert 0 < report["devices"][0]["busy_seconds"] <= report["duration_seconds"]
 
@@ -145,15 +147,14 @@ def test_the_daemons_counters_and_histograms_are_fios_when_it_goes_on(
     assert running.value("llmio_request_size_bytes_sum", **reads) == requests * 4096
     assert running.value("llmio_request_size_bytes_bucket", le="4096", **reads) == requests
     assert running.value("llmio_request_size_bytes_bucket", le="512", **reads) == 0
-    workers = {"fio", "fio#2"}
     expired = running.value("llmio_requests_expired_total", **device)
     for stage in ("queue", "device", "total"):
         counted = sum(
             running.value("llmio_request_latency_seconds_count", **device, op="read", stage=stage, worker=worker)
-            for worker in workers
+            for worker in WORKERS
         )
         assert requests - expired <= counted <= requests
-    assert sum(running.value("llmio_submit_requests_sum", worker=w, engine="libaio") for w in workers) == requests
+    assert sum(running.value("llmio_submit_requests_sum", worker=w, engine="libaio") for w in WORKERS) == requests
     assert running.value("llmio_overflowed_requests_total") > 0
     assert running.value("llmio_records_lost_total") == 0
     check_accounts(running, ext4_volume.disk)
