@@ -54,9 +54,7 @@ RECORD_SECONDS = 0.2
 """How long the record of one read may take to come."""
 
 _HELPFUL = frozenset({Capability.SYSLOG, Capability.SYS_PTRACE, Capability.SYS_ADMIN})
-_USE = (
-    "SYSLOG tells direct I/O, SYS_PTRACE names other users' workers, SYS_ADMIN opens the app's view and modules' types"
-)
+_USE = "SYSLOG tells direct I/O, SYS_PTRACE names others' workers, SYS_ADMIN shows the app's view and modules' types"
 
 _DIRECT_SYMBOLS = (
     ("iomap_dio_bio_end_io",),

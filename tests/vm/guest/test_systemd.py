@@ -44,6 +44,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run(*script, "install", env=environ)
     config = Path("/etc/llmio-probe/llmio-probe.yaml")
     config.write_text(config.read_text().replace("interval_seconds: 1.0", "interval_seconds: 0.2"))
+    patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")  # what is emulated takes its time
+    patience.parent.mkdir(parents=True)
+    patience.write_text("[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
+    run("systemctl", "daemon-reload")
     run("systemctl", "start", "llmio-probe")
     yield "llmio-probe"
     run(*script, "uninstall", env=environ)
