@@ -34,7 +34,7 @@ TEST_SECONDS = 60
 """Emulated, a session of llmio-probe takes 10 s; an architecture may take a multiple of all of these."""
 HANG_FACTOR = 5
 """How many times as long a step of a test may take as on a machine."""
-FIRST_OF_A_HANG = 5 * TEST_SECONDS
+FIRST_OF_A_HANG = 10 * TEST_SECONDS
 """A test that hangs is shown after this."""
 
 
