@@ -75,7 +75,7 @@ def make(made: Environment) -> None:
             return
         print(f"making {made.folder}: some minutes", flush=True)
         venv.create(made.folder / "venv", clear=True, with_pip=True)
-        pip = [made.python, "-m", "pip", "-q", "--disable-pip-version-check"]
+        pip: list[str | Path] = [made.python, "-m", "pip", "-q", "--disable-pip-version-check"]
         _run(*pip, "install", "-r", REQUIREMENTS)
         _run(*pip, "install", "--no-deps", "-r", ALONE)
         for line in PARTS.read_text().splitlines():
@@ -87,7 +87,7 @@ def make(made: Environment) -> None:
 
 
 def _take_parts(pip: list[str | Path], line: list[str], target: Path) -> None:
-    """Of a wheel only the files that a pattern names. Folders are packages without an __init__.py unless that is named."""
+    """Of a wheel only the files that a pattern names: their folders are packages without an __init__.py."""
     requirement, *patterns = line
     with tempfile.TemporaryDirectory(prefix="llmio-") as folder:
         _run(*pip, "download", "--no-deps", "--dest", folder, requirement)

@@ -16,10 +16,7 @@ from tests.frameworks.harness import WORKLOADS, Seen, Workload, forget, observe,
 from tests.live.harness import run
 from tests.live.system import Volume, drop
 
-MAPPED, SAVED, BUFFERED, DIRECT = (
-    ("read", "mmap", "page_cache"), ("write", "posix", "writeback"), ("read", "posix", "page_cache"),
-    ("read", "posix", "direct"),
-)  # fmt: skip
+MAPPED, BUFFERED, DIRECT = ("read", "mmap", "page_cache"), ("read", "posix", "page_cache"), ("read", "posix", "direct")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,14 @@ def test_llama_cpp_loads_a_model_in_each_of_its_ways(
     pid, path, size = seen.told["pid"], seen.told["path"], (models / "model.gguf").stat().st_size
     worker = seen.worker(pid)
     assert (worker["worker"], worker["framework"], worker["rank"]) == ("llama.cpp", "llama.cpp", None)
-    print(mode, seen.kinds(pid), seen.bytes_of(path), size, seen.told)
+    assert seen.told["answer"]
+    [(read, written)] = seen.bytes_of(path).values()
+    assert written == 0
+    if mode == "direct":  # its header is read through the page cache before, and ends of blocks twice
+        assert pages(size) <= read <= 1.02 * size
+    else:
+        assert read == pages(size)
+    assert seen.kinds(pid)[way] >= 0.99 * size
 
 
 @pytest.mark.parametrize("launcher", [(), ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")])
@@ -97,6 +101,22 @@ def test_accelerate_offloads_to_disk(frameworks: Environment, volume: Volume, la
     seen.check()
     pid = seen.told["pid"]
     worker = seen.worker(pid)
-    print(worker, seen.kinds(pid), seen.by_role(pid))
+    expected = ("accelerate", "accelerate") if launcher else ("python", None)
+    assert (worker["worker"], worker["framework"]) == expected
+    # A file is made by writing its last byte, which is all of a small one's only page.
+    assert seen.ways(pid) == {MAPPED, ("write", "mmap", "writeback"), ("write", "posix", "writeback")}
+    total = 0
     for path, size in seen.told["sizes"].items():
-        print(path, size, seen.bytes_of(path), seen.entry(path)["role"])
+        assert seen.bytes_of(path) == {pid: (passes * pages(size), pages(size))}
+        assert seen.entry(path)["role"] == "weights"
+        total += pages(size)
+    assert seen.by_role(pid) == {
+        ("read", "weights"): passes * total, ("write", "weights"): total, ("write", "other"): other_written(seen, pid),
+    }  # fmt: skip
+
+
+def other_written(seen: Seen, pid: int) -> int:
+    """accelerate's index of what it has offloaded."""
+    [index] = [f for f in seen.watched.report["files"] if f["pid"] == pid and f["role"] == "other"]
+    assert Path(index["path"]).name == "index.json"
+    return int(index["write_bytes"])

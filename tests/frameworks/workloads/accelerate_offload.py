@@ -17,12 +17,11 @@ from gate import gate
 from transformers import OPTConfig, OPTForCausalLM
 
 folder, hidden, layers, passes = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-model = OPTForCausalLM(
-    OPTConfig(
-        hidden_size=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers, num_attention_heads=8, vocab_size=4096,
-        max_position_embeddings=64, word_embed_proj_dim=hidden, dropout=0.0,
-    )  # fmt: skip
-).eval()
+config = OPTConfig(
+    hidden_size=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers, num_attention_heads=8, vocab_size=4096,
+    max_position_embeddings=64, word_embed_proj_dim=hidden, dropout=0.0,
+)  # fmt: skip
+model = OPTForCausalLM(config).eval()
 gate()
 disk_offload(model, folder, execution_device=torch.device("cpu"))
 for _ in range(passes):

@@ -20,6 +20,8 @@ from gate import gate
 from transformers import OPTConfig, OPTForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # for ranks beside this one; it would be compiled first
+
 folder, mode, hidden, layers, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 train = mode == "train"
 model_config = OPTConfig(
@@ -41,6 +43,7 @@ config: dict[str, Any] = {
 }
 if train:
     config["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "nvme_path": folder, "buffer_count": 4}
+    config["zero_force_ds_cpu_optimizer"] = False  # torch's own Adam: DeepSpeed's would be compiled first
     config["optimizer"] = {"type": "Adam", "params": {"lr": 1e-4, "torch_adam": True}}
 keep = HfDeepSpeedConfig(config)  # transformers looks here whether to make the model in parts
 with deepspeed.zero.Init(config_dict_or_path=config):
