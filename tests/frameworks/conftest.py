@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.frameworks.environment import Environment, environment
-from tests.live.conftest import nothing_stays_attached
+from tests.live.conftest import daemon, nothing_stays_attached, open_folder
 from tests.live.system import Volume, volume_of
 
-__all__ = ["nothing_stays_attached"]
+__all__ = ["daemon", "nothing_stays_attached", "open_folder"]
 
 
 @pytest.fixture(scope="session")

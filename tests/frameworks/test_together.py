@@ -11,10 +11,8 @@ from typing import Any
 
 from tests.frameworks.environment import Environment
 from tests.frameworks.harness import Workload, observe, pages
+from tests.live.daemons import Daemon
 from tests.live.system import Volume
-from tests.live.test_daemon import Daemon, daemon
-
-__all__ = ["daemon"]
 
 SIZE = 41 << 20
 WAY = [1 << 20, 16, False, True, 1, SIZE]

@@ -140,7 +140,7 @@ def test_the_daemons_counters_and_histograms_are_fios_when_it_goes_on(
     assert requests > RING_RECORDS
     stirred = sum(stir(ext4_volume.disk).values())  # what the host did not show complete ends now
     reads = {**device, "op": "read", "role": "weights"}
-    running.eventually("llmio_requests_total", requests, each=0, **reads)
+    running.eventually("llmio_requests_total", requests, 0, **reads)
     assert stirred
     assert running.value("llmio_bytes_total", **reads) == requests * 4096
     assert running.value("llmio_request_size_bytes_count", **reads) == requests
