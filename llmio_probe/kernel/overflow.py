@@ -94,14 +94,18 @@ class Overflow:
     def _unattributed(self) -> Records:
         """What found no room in the table either: nobody's, of a device and op, without sizes and latencies."""
         rows = []
+        slots = {0: 0}  # shared by those that found none of their own
         for device in self._slots.keys():  # noqa: SIM118 - a table, no dict
-            slot = self._slots.get(device)
-            values = None if slot is None else self._device_counts.get(int(slot[0]))
+            found = self._slots.get(device)
+            if found is not None:
+                slots[int(device)] = int(found[0])
+        for device, slot in slots.items():
+            values = self._device_counts.get(slot)
             if values is None:
                 continue
             lost = np.array([values["lost_requests"].sum(axis=0), values["lost_bytes"].sum(axis=0)])
-            new = lost - self._lost.get(int(device), np.zeros_like(lost))
-            self._lost[int(device)] = lost
+            new = lost - self._lost.get(device, np.zeros_like(lost))
+            self._lost[device] = lost
             for op in np.flatnonzero(new.any(axis=0)).tolist():
                 row = np.zeros(1, OVERFLOW)
                 row["device"], row["op"], row["owner"] = device, Op(op), OwnerKind.UNKNOWN

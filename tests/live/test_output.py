@@ -73,12 +73,14 @@ class Kernel:
         u4 = np.dtype("u4")
         cpus = libbpf.number("libbpf_num_possible_cpus")
         self.losses = Table(libbpf, fds["ring_losses"], u4, RING_LOSSES, cpus)
+        self._slots = Table(libbpf, fds["device_slots"], u4, u4)
+        self._slots.put(DEVICE, 1)  # claimed when a request begins
         self.overflow = Overflow(
             Table(libbpf, fds["overflow"], OVERFLOW_KEY, OVERFLOW_TOTALS),
             Table(libbpf, fds["call_overflow"], CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
             self.losses,
             Table(libbpf, fds["device_counts"], u4, DEVICE_COUNTS, cpus),
-            Table(libbpf, fds["device_slots"], u4, u4),
+            self._slots,
         )
         [program] = libbpf.each("bpf_object__next_program", opened)
         self._program = libbpf.number("bpf_program__fd", program)
