@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import start_http_server
 
 from llmio_probe import __version__
 from llmio_probe.aggregate.series import Series
@@ -33,7 +33,8 @@ from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.probe import Probe
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.options import probe_options
-from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
+from llmio_probe.outputs.metrics import WORKER_SERIES
+from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.pipeline import Pipeline
 from llmio_probe.session import require_root
 
@@ -76,16 +77,14 @@ class Exporter:
             (*config.roles, *builtin_role_rules()), self._files.files, self._identity.framework_of,
             undecided=False, clock=time.monotonic, read_header=cached_start if config.read_headers else None,
         )  # fmt: skip
-        self._series = Series(detail=False)
+        self._series = Series(detail=False, most_series=WORKER_SERIES)
         self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
         self._snapshot = self._take_snapshot()
 
     def serve(self) -> None:
         address = self._config.listen
-        registry = CollectorRegistry()
-        registry.register(ProbeCollector(lambda: self._snapshot))
         try:
-            server, thread = start_http_server(address.port, address.host, registry)
+            server, thread = start_http_server(address.port, address.host, exposition(lambda: self._snapshot))
         except OSError as error:
             raise ProbeError(
                 f"cannot listen on {address}: {(error.strerror or str(error)).lower()}; "
@@ -143,7 +142,7 @@ class Exporter:
             # The pipeline goes on changing its owners while a scrape reads these.
             owners={index: replace(owner) for index, owner in identity.owners.items()},
             devices=self._devices,
-            folded=identity.folded,
+            folded=identity.folded + series.folded,
             version=__version__,
             loader=self._probe.loader,
         )

@@ -24,6 +24,7 @@ from llmio_probe.aggregate.buckets import (
 )
 from llmio_probe.aggregate.busy import BusyTime
 from llmio_probe.aggregate.files import FileTable
+from llmio_probe.aggregate.limit import LimitedRows, Need, SeriesLimit
 from llmio_probe.aggregate.rows import (
     STAGES,
     AttributedBytes,
@@ -52,9 +53,15 @@ _DEVICE_BITS = 12
 _STATUS_BITS = 8
 _STREAM_BITS = _DEVICE_BITS + _OP_BITS + _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
 """What a stream's key holds beside its owner."""
+_ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
 
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults took a third of the time of 100,000."""
+
+STREAM_SERIES, SIZE_SERIES, LATENCY_SERIES, CALL_SERIES, ERROR_SERIES = 2, 17, 51, 50, 1
+"""What Prometheus shows of a row: requests and bytes; of each (owner, device, op, role), and of each (owner, device,
+op); of each (owner, engine) that makes calls; of each status. outputs/metrics.py has the buckets, a test holds them
+together."""
 
 Ints = NDArray[np.int64]
 
@@ -63,10 +70,16 @@ class Series:
     """Totals since it was made.
 
     detail: keep what exact sizes, latency percentiles and the list of files need (ad-hoc sessions): 20 kB a stream.
+    most_series: so many in Prometheus (see limit.py); None: as many as there are.
     """
 
-    def __init__(self, *, detail: bool) -> None:
+    def __init__(self, *, detail: bool, most_series: int | None = None) -> None:
         self._detail = detail
+        limit = None if most_series is None else SeriesLimit(most_series)
+
+        def rows(fields: dict[str, Any], *more: Any) -> Rows:
+            return Rows(fields) if limit is None else LimitedRows(fields, limit, *more)
+
         size, latency, requests = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1, len(REQUESTS_EDGES) + 1
         fields: dict[str, tuple[Any, tuple[int, ...]]] = {
             **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum"), ("i8", ())),
@@ -76,18 +89,19 @@ class Series:
             fields |= {stage: ("i8", (latency,)), f"{stage}_sum": ("i8", ()), f"{stage}_max": ("i8", ())}
             if detail:
                 fields[f"{stage}_fine"] = ("u4", (latencies.COLUMNS,))
-        self._streams = Rows(fields)
+        self._streams = rows(fields, _STREAM_BITS, _stream_needs, _coarse_stream)
         self._sizes = Rows({"requests": ("i8", ())})
-        self._errors = Rows({"requests": ("i8", ())})
+        self._errors = rows({"requests": ("i8", ())}, _ERROR_BITS, lambda key: [(("error", key), ERROR_SERIES)])
         self._users = Rows({})  # owners on a device
         self._files = FileTable()
         self._submissions = Rows(
             {"calls": ("i8", ()), "requests": ("i8", ()), "bytes": ("i8", ()), "parts": ("i8", ()),
              "submit": ("f8", ()), "wait": ("f8", ())}
         )  # fmt: skip
-        self._calls = Rows(
+        self._calls = rows(
             {"requests": ("i8", (requests,)), "submit": ("i8", (latency,)), "wait": ("i8", (latency,)),
-             "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())}
+             "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())},
+            _ENGINE_BITS, lambda key: [(("call", key), CALL_SERIES)],
         )  # fmt: skip
         kinds, ops = ("i8", (2 * len(OwnerKind),)), ("i8", (len(Op),))
         self._devices = Rows(
@@ -249,7 +263,7 @@ class Series:
         self._sizes = self._moved_sizes(np.cumsum(stays) - 1)
         self._streams.keep(stays)
         self._files.forget(np.flatnonzero(np.isin(self._users.keys >> _DEVICE_BITS, gone)))
-        self._errors.keep(~np.isin(self._errors.keys >> (_DEVICE_BITS + _OP_BITS + _STATUS_BITS), gone))
+        self._errors.keep(~np.isin(self._errors.keys >> _ERROR_BITS, gone))
         self._submissions.keep(~np.isin(self._submissions.keys >> (_ENGINE_BITS + _OP_BITS), gone))
         self._calls.keep(~np.isin(self._calls.keys >> _ENGINE_BITS, gone))
 
@@ -274,6 +288,13 @@ class Series:
         """The sizes once their streams are in these rows."""
         keys = self._sizes.keys
         return self._sizes.merged(rows[keys >> 32] << 32 | keys & 0xFFFFFFFF)[0]
+
+    @property
+    def folded(self) -> int:
+        """Label sets so far that are counted under "other", because there was no room for more series."""
+        return sum(
+            table.folded for table in (self._streams, self._errors, self._calls) if isinstance(table, LimitedRows)
+        )
 
     # --- rows
 
@@ -308,7 +329,7 @@ class Series:
                     for stage in STAGES
                 },
             )
-            for row, key in enumerate(table.keys.tolist())
+            for row, key in table.rows()
         ]
 
     @staticmethod
@@ -328,7 +349,7 @@ class Series:
     def request_distributions(self) -> list[RequestDistributions]:
         table = self._streams
         merged: dict[tuple[int, int, Op, str], list[int]] = {}
-        for row, key in enumerate(table.keys.tolist()):
+        for row, key in table.rows():
             owner, device, op, _, _, role = self._split_stream(key)
             merged.setdefault((owner, device, op, role), []).append(row)
         return [
@@ -348,7 +369,7 @@ class Series:
             ErrorCount(
                 *self._split(key >> _STATUS_BITS), key & ((1 << _STATUS_BITS) - 1), int(self._errors["requests"][row])
             )
-            for row, key in enumerate(self._errors.keys.tolist())
+            for row, key in self._errors.rows()
         ]
 
     def submissions(self) -> list[Submission]:
@@ -386,7 +407,7 @@ class Series:
                 distribution("submit", row, 1e9),
                 distribution("wait", row, 1e9),
             )
-            for row, key in enumerate(table.keys.tolist())
+            for row, key in table.rows()
         ]
 
     def device_use(self) -> list[DeviceUse]:
@@ -431,3 +452,20 @@ class Series:
     def device_busy_seconds(self) -> dict[int, float]:
         """By device, whatever the op: seconds with at least one request issued and not done."""
         return {int(self._devices.keys[index]): busy.nanoseconds / 1e9 for index, busy in self._device_busy.items()}
+
+
+_DETAIL_BITS = _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
+
+
+def _stream_needs(key: int) -> list[Need]:
+    owner_device_op, role = key >> _DETAIL_BITS, key & ((1 << _ROLE_BITS) - 1)
+    return [
+        (("stream", key), STREAM_SERIES),
+        (("size", owner_device_op, role), SIZE_SERIES),
+        (("latency", owner_device_op), LATENCY_SERIES),
+    ]
+
+
+def _coarse_stream(labels: int) -> int:
+    """Device and op stay; engine and path are unknown, the role is other."""
+    return labels >> _DETAIL_BITS << _DETAIL_BITS | OTHER_ROLE
