@@ -13,7 +13,7 @@ VM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev packages packages-test packages-vm objects run test test-matrix test-vm unit lint bench clean
+.PHONY: help setup setup-dev packages packages-test packages-vm objects run test test-matrix test-vm unit lint dashboards bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +41,10 @@ lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --python-version 3.11 -p grafana
+
+dashboards: setup-dev ## write grafana/dashboards/*.json anew, from the code beside them
+	.venv/bin/python -m grafana
 
 bench: setup-dev ## measure what DESIGN promises (root)
 	.venv/bin/python -m tests.bench
