@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard as build
 
-from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, REQUESTS, SECONDS, bars, frame, graph, number
-from grafana.queries import DATA, DEVICE, WORKER, mean, or_zero, quantile, rate, total
+from grafana.panels import BANDWIDTH, BYTES, HEIGHT, NUMBER, RATIO, REQUESTS, SECONDS, bars, frame, graph, number
+from grafana.queries import DATA, DEVICE, WORKER, busy, mean, or_zero, quantile, rate, total
 
 LATENCY = "llmio_request_latency_seconds"
 
@@ -39,7 +39,7 @@ def dashboard() -> build.Dashboard:
                 "Writes by worker",
                 "Bytes written to the disks, by the worker that wrote them, whoever flushed them.",
                 BANDWIDTH,
-                (or_zero(total("worker", "llmio_bytes_total", WORKER, 'op="write"'), "worker", "none"), "{{worker}}"),
+                (total("worker", "llmio_bytes_total", WORKER, 'op="write"'), "{{worker}}"),
                 width=8, stacked=True,
             )
         )
@@ -94,7 +94,7 @@ def dashboard() -> build.Dashboard:
                 "Part of the time in which the device had at least one request of that op. An SSD at 100 % may still "
                 "have much to give: look at depth and time. Ops overlap.",
                 RATIO,
-                (f"sum by (device, op) ({rate('llmio_device_busy_seconds_total', DEVICE)})", "{{device}} {{op}}"),
+                (busy("device, op", DEVICE), "{{device}} {{op}}"),
                 most=1,
             )
         )
@@ -122,7 +122,8 @@ def dashboard() -> build.Dashboard:
                 "Errors",
                 "Requests a second that ended with an error; 0 is what it should be.",
                 REQUESTS,
-                or_zero(total("", "llmio_request_errors_total", WORKER), "worker", "none"),
+                or_zero(total("", "llmio_request_errors_total", WORKER)),
+                height=HEIGHT,
                 bad_from=1e-9,
             )
         )
@@ -132,7 +133,8 @@ def dashboard() -> build.Dashboard:
                 "Requests a second that the device could not take at once. Many mean that it is asked for more than "
                 "it has room for.",
                 REQUESTS,
-                or_zero(total("", "llmio_requeues_total", DEVICE), "device", "none"),
+                or_zero(total("", "llmio_requeues_total", DEVICE)),
+                height=HEIGHT,
             )
         )
     )  # fmt: skip

@@ -10,13 +10,12 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.builders import heatmap, stat
 
-from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, bars, frame, graph, heat_map, number
-from grafana.queries import DATA, DEVICE, WORKER, or_zero, rate, share, total
+from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, Target, bars, frame, graph, heat_map, number
+from grafana.queries import DATA, DEVICE, WORKER, busy, or_zero, rate, share, total
 
 SIZE = "llmio_request_size_bytes"
 WEIGHTS, KV_CACHE, OFFLOADED = 'role="weights"', 'role="kv_cache"', 'role=~"weights|kv_cache"'
 READ, WRITE = 'op="read"', 'op="write"'
-NONE = ("role", "none seen")
 
 
 def dashboard() -> build.Dashboard:
@@ -57,16 +56,16 @@ def dashboard() -> build.Dashboard:
                 "Part of the time in which the busiest device had a request. The study: reading weights does not "
                 "saturate an SSD; if this is far below 1 while workers wait, the disk is not what holds them up.",
                 RATIO,
-                or_zero(f"max({rate('llmio_device_busy_seconds_total', DEVICE)})", "device", "none"),
+                or_zero(busy("", DEVICE)),
             )
         )
-        .with_row(build.Row("Weights and KV cache: reads against writes"))
+        .with_row(build.Row("Finding 4: a KV cache is read and written, and read far more"))
         .with_panel(
             graph(
                 "Weights",
                 "Reading them again and again is what offloading is; writes are a download or a conversion.",
                 BANDWIDTH,
-                (or_zero(total("op", "llmio_bytes_total", WORKER, WEIGHTS, DATA), "op", "none seen"), "{{op}}"),
+                _reads_and_writes(WEIGHTS),
             )
         )
         .with_panel(
@@ -74,17 +73,21 @@ def dashboard() -> build.Dashboard:
                 "KV cache",
                 "Each step reads what the steps before wrote, so reads should be far above writes.",
                 BANDWIDTH,
-                (or_zero(total("op", "llmio_bytes_total", WORKER, KV_CACHE, DATA), "op", "none seen"), "{{op}}"),
+                _reads_and_writes(KV_CACHE),
             )
         )
-        .with_row(build.Row("libaio gives more than POSIX"))
+        .with_row(build.Row("Finding 1: libaio gives more bandwidth than POSIX"))
         .with_panel(
             graph(
                 "Bandwidth by engine",
                 "Of weights and KV cache. Compare the same model loaded by libaio or io_uring with POSIX or mmap.",
                 BANDWIDTH,
                 (
-                    or_zero(total("engine, op", "llmio_bytes_total", WORKER, OFFLOADED, DATA), "engine", "none seen"),
+                    or_zero(
+                        total("engine, op", "llmio_bytes_total", WORKER, OFFLOADED, DATA),
+                        {"engine": "libaio", "op": "read"},
+                        {"engine": "posix", "op": "read"},
+                    ),
                     "{{engine}} {{op}}",
                 ),
             )
@@ -95,12 +98,16 @@ def dashboard() -> build.Dashboard:
                 "direct, or through the page cache and written back later, when memory runs short or a flush is due.",
                 BANDWIDTH,
                 (
-                    or_zero(total("path, op", "llmio_bytes_total", WORKER, KV_CACHE, DATA), "path", "none seen"),
+                    or_zero(
+                        total("path, op", "llmio_bytes_total", WORKER, KV_CACHE, DATA),
+                        {"path": "page_cache", "op": "read"},
+                        {"path": "writeback", "op": "write"},
+                    ),
                     "{{path}} {{op}}",
                 ),
             )
         )
-        .with_row(build.Row("Requests of 128 KiB"))
+        .with_row(build.Row("Findings 2 and 4: requests of 128 KiB"))
         .with_panel(_sizes("Sizes of weight reads", WEIGHTS, READ))
         .with_panel(_sizes("Sizes of KV cache reads", KV_CACHE, READ))
         .with_panel(_sizes("Sizes of KV cache writes", KV_CACHE, WRITE))
@@ -117,13 +124,13 @@ def dashboard() -> build.Dashboard:
                 width=6,
             )
         )
-        .with_row(build.Row("The SSD is not saturated"))
+        .with_row(build.Row("Finding 3: reading weights does not saturate the SSD"))
         .with_panel(
             graph(
                 "Busy",
                 "Part of the time in which the device had at least one request of that op.",
                 RATIO,
-                (f"sum by (device, op) ({rate('llmio_device_busy_seconds_total', DEVICE, DATA)})", "{{device}} {{op}}"),
+                (busy("device, op", DEVICE, DATA), "{{device}} {{op}}"),
                 most=1,
             )
         )
@@ -144,9 +151,14 @@ def _le(size: int) -> str:
 
 
 def _now(title: str, description: str, role: str, op: str) -> stat.Panel:
-    return number(title, description, BANDWIDTH, or_zero(total("", "llmio_bytes_total", WORKER, role, op), *NONE))
+    return number(title, description, BANDWIDTH, or_zero(total("", "llmio_bytes_total", WORKER, role, op)))
 
 
 def _sizes(title: str, role: str, op: str) -> heatmap.Panel:
-    expression = or_zero(total("le", f"{SIZE}_bucket", WORKER, role, op), "le", "+Inf")
+    expression = or_zero(total("le", f"{SIZE}_bucket", WORKER, role, op), {"le": "+Inf"})
     return heat_map(title, "The study: dominated by 128 KiB.", BYTES, expression, width=6)
+
+
+def _reads_and_writes(role: str) -> Target:
+    expression = total("op", "llmio_bytes_total", WORKER, role, DATA)
+    return or_zero(expression, {"op": "read"}, {"op": "write"}), "{{op}}"

@@ -139,7 +139,8 @@ def heat_map(title: str, description: str, unit: str, expression: str, *, width:
 
 
 def number(
-    title: str, description: str, unit: str, expression: str, *, width: int = 4, decimals: int | None = None,
+    title: str, description: str, unit: str, expression: str, *, width: int = 4, height: int = 4,
+    decimals: int | None = None,
     good_from: float | None = None, bad_from: float | None = None, nothing: str = "nothing yet",
 ) -> stat.Panel:  # fmt: skip
     """The last value, large. good_from, bad_from: where it turns green, or red."""
@@ -158,7 +159,7 @@ def number(
     elif bad_from is not None:
         steps = [model.Threshold(value=None, color="green"), model.Threshold(value=bad_from, color="red")]
     panel.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
-    made: stat.Panel = _framed(panel, title, description, unit, width, 4, [_query(expression, "").range()])
+    made: stat.Panel = _framed(panel, title, description, unit, width, height, [_query(expression, "").range()])
     return made
 
 
@@ -178,12 +179,15 @@ def bars(title: str, description: str, unit: str, *targets: Target, width: int =
     return made
 
 
-def rows(title: str, description: str, expression: str, *hidden: str, width: int = 24) -> table.Panel:
-    """A table of an info metric's labels. hidden: those that say nothing."""
+def rows(title: str, description: str, expression: str, *columns: str, width: int = 24) -> table.Panel:
+    """A table of an info metric's labels, in that order."""
     panel = table.Panel().with_transformation(
         model.DataTransformerConfig(
             id_val="organize",
-            options={"excludeByName": dict.fromkeys(("Time", "Value", "__name__", "job", *hidden), True)},
+            options={
+                "excludeByName": dict.fromkeys(("Time", "Value", "__name__", "job"), True),
+                "indexByName": {name: number for number, name in enumerate(columns)},
+            },
         )
     )
     target = _query(expression, "").format(PromQueryFormat.TABLE).instant()

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.builders import stat
 
 from grafana.panels import BYTES, NUMBER, RATIO, REQUESTS, SECONDS, frame, graph, number, rows
-from grafana.queries import HOST, or_zero, rate, share, total
+from grafana.queries import HOST, rate, share, total
 
 ATTRIBUTED = "llmio_attributed_bytes_total"
 ON_A_REQUEST = 'program=~"block_io_start|block_getrq|block_rq_issue|block_rq_complete"'
@@ -68,7 +68,7 @@ def dashboard() -> build.Dashboard:
         )
         .with_panel(
             graph(
-                "Requests without a story",
+                "Requests seen in part",
                 "expired: its completion was never shown. unowned: its start was not, as of those in flight when the "
                 "probe attached, and of the block layer's own flushes. Both are counted, with less known of them.",
                 REQUESTS,
@@ -80,9 +80,9 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "CPU",
-                "Cores. daemon: the process that serves /metrics. kernel: an estimate, the requests a second times "
+                "Of one core. daemon: the process that serves /metrics. kernel: an estimate, requests a second times "
                 "what our programs take for one, as measured at start.",
-                NUMBER,
+                RATIO,
                 (f"sum by (instance) ({rate('process_cpu_seconds_total', HOST)} {OF_PROBES})", "{{instance}} daemon"),
                 (
                     f"sum by (instance) (llmio_program_cost_seconds{{{HOST}, {ON_A_REQUEST}}}) * "
@@ -97,7 +97,7 @@ def dashboard() -> build.Dashboard:
                 "Mean, measured for two seconds at start; those that did not run meanwhile are missing.",
                 SECONDS,
                 (
-                    or_zero(f"max by (program) (llmio_program_cost_seconds{{{HOST}}})", "program", "not measured yet"),
+                    f"max by (program) (llmio_program_cost_seconds{{{HOST}}})",
                     "{{program}}",
                 ),
             )
@@ -131,7 +131,11 @@ def dashboard() -> build.Dashboard:
             )
         )
         .with_panel(
-            rows("Versions", "Which version runs where, and how its programs got in.", f"llmio_build_info{{{HOST}}}")
+            rows("Versions",
+                "Which version runs where, and how its programs got in.",
+                f"llmio_build_info{{{HOST}}}",
+                *("instance", "version", "loader"),
+            )
         )
     )  # fmt: skip
 
@@ -142,5 +146,6 @@ def _kind(kind: str) -> str:
 
 def _lost(title: str, description: str, metric: str) -> stat.Panel:
     """In the time that is shown; not a rate, since a single one counts."""
-    expression = or_zero(f"sum(increase({metric}{{{HOST}}}[$__range]))", "kind", "none")
-    return number(title, f"{description} In the time shown; 0 is right.", NUMBER, expression, decimals=0, bad_from=0.5)
+    said = f"{description} In the time shown; 0 is right."
+    expression = f"sum(increase({metric}{{{HOST}}}[$__range]))"
+    return number(title, said, NUMBER, expression, decimals=0, bad_from=0.5, nothing="not known")

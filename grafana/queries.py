@@ -24,6 +24,11 @@ def total(by: str, metric: str, *selectors: str) -> str:
     return f"sum by ({by}) ({rate(metric, *selectors)})" if by else f"sum({rate(metric, *selectors)})"
 
 
+def busy(by: str, *selectors: str) -> str:
+    """Of the busiest; cut off at 1, which a snapshot that came late can pass."""
+    return f"clamp_max(max by ({by}) ({rate('llmio_device_busy_seconds_total', *selectors)}), 1)"
+
+
 def mean(by: str, histogram: str, *selectors: str) -> str:
     """Of what was observed lately; without what had no observation, which would be 0/0."""
     return f"{total(by, f'{histogram}_sum', *selectors)} / ({total(by, f'{histogram}_count', *selectors)} > 0)"
@@ -43,6 +48,15 @@ def share(part: str, whole: str) -> str:
     return f"{part} / ({whole} > 0)"
 
 
-def or_zero(expression: str, label: str, text: str) -> str:
-    """0, with a label that says why, where no series matches: an empty panel looks like a broken one."""
-    return f'{expression} or on () label_replace(vector(0), "{label}", "{text}", "", "")'
+def or_zero(expression: str, *lines: dict[str, str]) -> str:
+    """With a line at 0 for each of these sets of labels that the expression lacks; without any, for the empty set.
+
+    An empty panel looks like a broken one. Only for what is known to be 0 when it is not there, never for the unknown.
+    """
+    zeros = []
+    for labels in lines or ({},):
+        zero = "vector(0)"
+        for name, value in labels.items():
+            zero = f'label_replace({zero}, "{name}", "{value}", "", "")'
+        zeros.append(zero)
+    return " or ".join((expression, *zeros))

@@ -8,7 +8,6 @@ from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, SECONDS, Target, fra
 from grafana.queries import CALLER, DATA, WORKER, mean, or_zero, quantile, share, total
 
 SIZE, LATENCY = "llmio_request_size_bytes", "llmio_request_latency_seconds"
-BY_CALLER = "worker, engine"
 
 
 def dashboard() -> build.Dashboard:
@@ -20,6 +19,7 @@ def dashboard() -> build.Dashboard:
                 "Who fills each worker slot now: the newest process. A restart with the same framework, rank and "
                 "cgroup goes on in the same slot.",
                 f"llmio_worker_info{{{CALLER}}}",
+                *("instance", "worker", "pid", "framework", "rank", "container", "pod"),
             )
         )
         .with_row(build.Row("The way it asks"))
@@ -63,7 +63,7 @@ def dashboard() -> build.Dashboard:
                 "Sizes of writes",
                 "Many small ones are metadata, a log, or a KV cache that is flushed page by page.",
                 BYTES,
-                or_zero(total("le", f"{SIZE}_bucket", WORKER, 'op="write"'), "le", "+Inf"),
+                or_zero(total("le", f"{SIZE}_bucket", WORKER, 'op="write"'), {"le": "+Inf"}),
             )
         )
         .with_row(build.Row("How slow"))
@@ -98,7 +98,7 @@ def dashboard() -> build.Dashboard:
                 "Requests a call",
                 "Requests in one io_submit or io_uring_enter, on average: 1 is no batching, a system call for each.",
                 NUMBER,
-                _of_calls(mean(BY_CALLER, "llmio_submit_requests", CALLER)),
+                _of_calls(mean("engine", "llmio_submit_requests", CALLER)),
             )
         )
         .with_row(build.Row("What it waits for"))
@@ -108,7 +108,7 @@ def dashboard() -> build.Dashboard:
                 "Seconds a second, over all threads: 1 is one thread that does nothing else. An asynchronous call "
                 "that takes long blocks: the queue is full, or the file is not opened with O_DIRECT.",
                 SECONDS,
-                _of_calls(total(BY_CALLER, "llmio_submit_seconds_sum", CALLER)),
+                _of_calls(total("engine", "llmio_submit_seconds_sum", CALLER)),
             )
         )
         .with_panel(
@@ -117,7 +117,7 @@ def dashboard() -> build.Dashboard:
                 "Seconds a second, over all threads, in io_getevents and io_uring_enter. Much of it means that the "
                 "worker has nothing to compute until its data are there. What is reaped in user space does not show.",
                 SECONDS,
-                _of_calls(total(BY_CALLER, "llmio_wait_seconds_sum", CALLER)),
+                _of_calls(total("engine", "llmio_wait_seconds_sum", CALLER)),
             )
         )
         .with_panel(
@@ -139,4 +139,4 @@ def dashboard() -> build.Dashboard:
 
 
 def _of_calls(expression: str) -> Target:
-    return or_zero(expression, "engine", "no such calls"), "{{worker}} {{engine}}"
+    return or_zero(expression, {"engine": "libaio"}, {"engine": "io_uring"}), "{{engine}}"

@@ -12,6 +12,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,25 +70,27 @@ def configuration(folder: Path, listen: str = "127.0.0.1:0", more: str = "") -> 
     return path
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    running = []
-
-    def start(more: str = "") -> Daemon:
-        process = subprocess.Popen(
-            [*PROBE, "daemon", "--config", str(configuration(tmp_path, more=more))], stderr=subprocess.PIPE, text=True
-        )
-        running.append(process)
+@contextmanager
+def serving(folder: Path, more: str = "") -> Iterator[Daemon]:
+    """A daemon on a free port, its configuration in the folder."""
+    process = subprocess.Popen(
+        [*PROBE, "daemon", "--config", str(configuration(folder, more=more))], stderr=subprocess.PIPE, text=True
+    )
+    try:
         assert process.stderr
         line = process.stderr.readline()
         found = re.search(r"serving http://(\S+)/metrics", line)
         assert found, line + process.stderr.read()
-        return Daemon(process, found[1])
-
-    yield start
-    for process in running:
+        yield Daemon(process, found[1])
+    finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    with ExitStack() as running:
+        yield lambda more="": running.enter_context(serving(tmp_path, more))
 
 
 def test_the_counters_are_fios(daemon: Callable[..., Daemon], loop_disk: Disk, tmp_path: Path) -> None:
