@@ -105,18 +105,18 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Time inside submitting calls",
-                "Seconds a second, over all threads: 1 is one thread that does nothing else. An asynchronous call "
-                "that takes long blocks: the queue is full, or the file is not opened with O_DIRECT.",
-                SECONDS,
+                "Of one thread's time, added up over all threads: 100 % is one that does nothing else. An asynchronous "
+                "call that takes long blocks: the queue is full, or the file is not opened with O_DIRECT.",
+                RATIO,
                 _of_calls(total("engine", "llmio_submit_seconds_sum", CALLER)),
             )
         )
         .with_panel(
             graph(
                 "Time inside waiting calls",
-                "Seconds a second, over all threads, in io_getevents and io_uring_enter. Much of it means that the "
+                "Of one thread's time, added up over all threads, in io_getevents and io_uring_enter. Much of it: the "
                 "worker has nothing to compute until its data are there. What is reaped in user space does not show.",
-                SECONDS,
+                RATIO,
                 _of_calls(total("engine", "llmio_wait_seconds_sum", CALLER)),
             )
         )

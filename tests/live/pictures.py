@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tests.live.prometheus import Series
 
@@ -158,6 +158,7 @@ def _bars(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
     ordered = sorted(answers, key=lambda series: series.values[-1])
     drawn = axes.barh([series.legend or "{}" for series in ordered], [series.values[-1] for series in ordered])
     axes.bar_label(drawn, [text(series.values[-1], _unit(panel)) for series in ordered], fontsize=7, padding=2)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(_formatted(_unit(panel)))
     axes.margins(x=0.25)
 
