@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from tests.live.prometheus import Series
 
@@ -173,7 +174,7 @@ def _table(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
     axes.set_axis_off()
     rows = [[series.labels.get(column, "") for column in columns] for series in answers[:MOST_ROWS]]
     height = min(1, 0.2 * (len(rows) + 1))
-    axes.table(rows, colLabels=columns, cellLoc="left", bbox=(0, 1 - height, 1, height)).set_fontsize(8)
+    axes.table(rows, colLabels=columns, cellLoc="left", bbox=Bbox.from_bounds(0, 1 - height, 1, height)).set_fontsize(8)
 
 
 _DRAWN: dict[str, Callable[[Axes, dict[str, Any], list[Series]], None]] = {
