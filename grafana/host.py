@@ -21,7 +21,11 @@ def dashboard() -> build.Dashboard:
                 "own (journal, metadata), unknown what nobody could be found for, other all workers without series "
                 "of their own.",
                 BANDWIDTH,
-                (f"topk(10, {total('worker', 'llmio_bytes_total', WORKER, DATA)})", "{{worker}}"),
+                (
+                    f"topk(10, {total('worker', 'llmio_bytes_total', WORKER, DATA)} > 0) "
+                    'or on () label_replace(vector(0), "worker", "nobody", "", "")',
+                    "{{worker}}",
+                ),
                 width=8,
             )
         )

@@ -99,6 +99,8 @@ def graph(
             .display_mode(looks.LegendDisplayMode.TABLE)
             .placement(looks.LegendPlacement.BOTTOM)
             .calcs(["mean", "max"])
+            .sort_by("Mean")
+            .sort_desc(True)
             .show_legend(True)
         )
         .tooltip(common.VizTooltipOptions().mode(looks.TooltipDisplayMode.MULTI).sort(looks.SortOrder.DESCENDING))

@@ -20,8 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
-from tests.live.prometheus import Series
+from tests.live.prometheus import SCRAPE_SECONDS, Series
+
+FloatArray = NDArray[np.float64]
 
 COLUMN_INCHES, ROW_INCHES = 0.8, 0.34
 GRID = 24
@@ -99,6 +102,7 @@ def _graph(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
         _say(axes, "No data")
         return
     unit, start = _unit(panel), min(series.times[0] for series in answers)
+    answers = sorted(answers, key=_mean, reverse=True)
     stacked = panel["fieldConfig"]["defaults"].get("custom", {}).get("stacking", {}).get("mode") == "normal"
     if stacked:
         times = np.array(sorted({t for series in answers for t in series.times}))
@@ -108,20 +112,32 @@ def _graph(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
     else:
         shown = []
         for series in answers:
-            [line] = axes.plot(np.array(series.times) - start, series.values, linewidth=1)
+            times, values = _with_gaps(series)
+            [line] = axes.plot(times - start, values, linewidth=1)
             shown.append(line.get_color())
     axes.set_ylim(0, panel["fieldConfig"]["defaults"].get("max"))
     axes.yaxis.set_major_formatter(_formatted(unit))
     axes.grid(alpha=0.3)
     for number, (series, color) in enumerate(zip(answers[:MOST_ROWS], shown, strict=False)):
-        values = [value for value in series.values if not math.isnan(value)] or [math.nan]
-        said = f"{series.legend or '{}'}  mean {text(float(np.mean(values)), unit)}  max {text(max(values), unit)}"
+        said = f"{series.legend or '{}'}  mean {text(_mean(series), unit)}  max {text(max(series.values), unit)}"
         axes.text(
             0.5 * (number % 2), -0.26 - 0.14 * (number // 2), f"— {said}", color=color, fontsize=6.5,
             transform=axes.transAxes,
         )  # fmt: skip
     if len(answers) > MOST_ROWS:
         axes.text(1, -0.26, f"… {len(answers)} series", fontsize=6.5, ha="right", transform=axes.transAxes)
+
+
+def _mean(series: Series) -> float:
+    values = [value for value in series.values if not math.isnan(value)]
+    return float(np.mean(values)) if values else 0.0
+
+
+def _with_gaps(series: Series) -> tuple[FloatArray, FloatArray]:
+    """Times and values, with nothing drawn where there was nothing."""
+    times, values = np.array(series.times), np.array(series.values)
+    gaps = np.flatnonzero(np.diff(times) > 1.5 * SCRAPE_SECONDS) + 1
+    return np.insert(times, gaps, times[gaps]), np.insert(values, gaps, np.nan)
 
 
 def _heat_map(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
@@ -148,7 +164,10 @@ def _heat_map(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
 
 def _number(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
     values = [value for series in answers for value in series.values if not math.isnan(value)]
-    words = text(values[-1], _unit(panel)) if values else panel["fieldConfig"]["defaults"].get("noValue", "No data")
+    defaults = panel["fieldConfig"]["defaults"]
+    if values and "decimals" in defaults and _unit(panel) == "short":
+        values[-1] = round(values[-1], int(defaults["decimals"]))
+    words = text(values[-1], _unit(panel)) if values else defaults.get("noValue", "No data")
     _say(axes, words, 16 if values else 11)
 
 
