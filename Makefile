@@ -13,7 +13,7 @@ VM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev packages packages-test packages-vm objects run test test-matrix test-vm unit lint dashboards bench clean
+.PHONY: help setup setup-dev packages packages-test packages-vm objects run test test-matrix test-vm unit speed lint dashboards bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,7 +26,7 @@ run: setup ## watch a small offload-shaped workload (root)
 	.venv/bin/llmio-probe demo
 
 test: setup-dev ## the whole test suite, live tests included (root)
-	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/unit tests/live $(PYTEST_ARGS)
+	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/unit tests/speed tests/live --benchmark-disable $(PYTEST_ARGS)
 
 test-matrix: setup-dev ## every known workload on every file system, of which `make test` takes a choice (root)
 	LLMIO_REQUIRE_LIVE=1 LLMIO_MATRIX=full .venv/bin/python -m pytest tests/live/test_matrix.py $(PYTEST_ARGS)
@@ -35,7 +35,10 @@ test-vm: setup-dev packages-vm ## tests in guests with other kernels, in qemu; K
 	.venv/bin/python -m tests.vm test $(or $(KERNELS),--write docs/compatibility.md) $(VM_ARGS)
 
 unit: setup-dev ## the tests that need no root
-	.venv/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+	.venv/bin/python -m pytest tests/unit tests/speed --benchmark-disable $(PYTEST_ARGS)
+
+speed: setup-dev ## measure how fast user space is, from a batch made by hand
+	.venv/bin/python -m pytest tests/speed
 
 lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff check .
@@ -46,7 +49,7 @@ lint: setup-dev ## ruff and mypy
 dashboards: setup-dev ## write grafana/dashboards/*.json anew, from the code beside them
 	.venv/bin/python -m grafana
 
-bench: setup-dev ## measure what DESIGN promises (root)
+bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench
 
 clean: ## remove everything that was built here

@@ -7,7 +7,7 @@ owner is known: so no counter ever falls, and nothing is counted twice. Only thi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -81,8 +81,9 @@ class LimitedRows(Rows):
             self._place()
         return rows if self._all_own else self._leads_to[rows]
 
-    def rows(self) -> Iterator[tuple[int, int]]:
-        return ((row, key) for (row, key), own in zip(super().rows(), self._own().tolist(), strict=True) if own)
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._own())
 
     def keep(self, mask: NDArray[np.bool_]) -> None:
         """As of Rows. The rows of "other" have to stay."""
@@ -116,3 +117,16 @@ class LimitedRows(Rows):
             return key
         others = OTHER << self._owner_shift | labels
         return others if owner != UNKNOWN and self._limit.admit(self._needs(others)) else last
+
+
+def rows_within(most_series: int | None) -> Callable[..., Rows]:
+    """Makes tables that share so much room, from the arguments of LimitedRows without the limit; None: no limit."""
+    if most_series is None:
+        return lambda fields, *_: Rows(fields)
+    limit = SeriesLimit(most_series)
+    return lambda fields, *more: LimitedRows(fields, limit, *more)
+
+
+def folded(rows: Rows) -> int:
+    """Rows so far that found no room."""
+    return rows.folded if isinstance(rows, LimitedRows) else 0

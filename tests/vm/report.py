@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from tests.page import put
 from tests.vm.collect import DEFAULT
 
 BEGIN = "<!-- table: make test-vm -->"
-END = "<!-- end -->"
 PASSED, FAILED, SKIPPED, MISSING = "passed", "failed", "skipped", "missing"
 
 Name = tuple[str, str]
@@ -110,12 +110,7 @@ def table(results: Sequence[Result]) -> str:
 
 def write_table(page: Path, made: str, day: date) -> None:
     """Between the two marks of a page."""
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no place for the table: it goes between the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\nMeasured on {day}.\n\n{made}\n{END}{after}")
+    put(page, BEGIN, f"Measured on {day}.\n\n{made}")
 
 
 def _row(name: Name, boot: str) -> str:

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
+from llmio_probe.aggregate.calls import CALL_SERIES
 from llmio_probe.aggregate.limit import SeriesLimit
 from llmio_probe.aggregate.series import (
-    CALL_SERIES,
     ERROR_SERIES,
     LATENCY_SERIES,
     SIZE_SERIES,

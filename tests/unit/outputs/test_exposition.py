@@ -18,7 +18,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from llmio_probe.aggregate.series import CALL_SERIES, LATENCY_SERIES, SIZE_SERIES, STREAM_SERIES, Series
+from llmio_probe.aggregate.calls import CALL_SERIES
+from llmio_probe.aggregate.series import LATENCY_SERIES, SIZE_SERIES, STREAM_SERIES, Series
 from llmio_probe.identity.owners import OTHER, Identity
 from llmio_probe.identity.role_rules import ROLES
 from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, OwnerKind, Path, Records, RequestFlag
