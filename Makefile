@@ -5,6 +5,12 @@
 PYTHON ?= python3
 PIP_INSTALL := .venv/bin/pip install -qq --disable-pip-version-check -c tests/requirements.txt
 PACKAGES := deploy/packages
+# For make install: where to, and what is in front of every name (deploy/install.sh).
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+INTERPRETER ?= $(shell .venv/bin/python -c 'import os, sys; print(os.path.realpath(sys.executable))' 2>/dev/null)
+PIP_FLAGS ?=
 # For make test: more arguments to pytest.
 PYTEST_ARGS ?=
 # For make test-vm: which kernels, as "5.10 6.1" (all, and then the table in docs/ is made anew), and more arguments.
@@ -13,7 +19,8 @@ VM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev packages packages-test packages-vm objects run test test-matrix test-vm unit speed lint dashboards bench clean
+.PHONY: help setup setup-dev packages packages-test packages-vm objects run install uninstall test test-matrix test-vm \
+	unit speed lint dashboards bench soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +31,13 @@ setup-dev: packages-test .venv/installed-dev objects ## the same, and what the t
 
 run: setup ## watch a small offload-shaped workload (root)
 	.venv/bin/llmio-probe demo
+
+install: setup ## into PREFIX (/usr/local), below DESTDIR if given, with unit and configuration (root)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' INTERPRETER='$(INTERPRETER)' \
+		PIP='$(PIP_INSTALL) --no-build-isolation $(PIP_FLAGS)' deploy/install.sh install
+
+uninstall: ## take away all that install has put there, the configuration too (root)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' INTERPRETER= PIP= deploy/install.sh uninstall
 
 test: setup-dev ## the whole test suite, live tests included (root)
 	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/unit tests/speed tests/live --benchmark-disable $(PYTEST_ARGS)
@@ -51,6 +65,9 @@ dashboards: setup-dev ## write grafana/dashboards/*.json anew, from the code bes
 
 bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench
+
+soak: setup-dev ## the daemon for an hour under load that comes and goes; MINUTES=1 for a short one (root)
+	.venv/bin/python -m tests.soak $(or $(MINUTES),60)
 
 clean: ## remove everything that was built here
 	@$(MAKE) --no-print-directory -C bpf clean

@@ -132,6 +132,14 @@ struct iomap_dio {
 	struct kiocb *iocb;
 };
 
+struct iomap_dio_simple {
+	struct kiocb *iocb;
+	size_t size;
+	unsigned int dio_flags;
+	struct work_struct work;
+	struct bio bio ____cacheline_aligned_in_smp;
+};
+
 struct bdev_inode {
 	struct block_device bdev;
 	struct inode vfs_inode;
@@ -248,6 +256,11 @@ static __always_inline const void *work_of(struct task_struct *task)
 static __always_inline __u64 waiter_of(struct iomap_dio *dio)
 {
 	return 0;
+}
+
+static __always_inline bool has_simple_dio(void)
+{
+	return SYMBOL(iomap_dio_simple_pool);
 }
 
 static __always_inline bool has_mark(struct xa_node *node, int mark)

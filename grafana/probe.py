@@ -110,6 +110,16 @@ def dashboard() -> build.Dashboard:
                 BYTES,
                 (f"process_resident_memory_bytes{{{HOST}}} {OF_PROBES}", "{{instance}} resident"),
                 (f"sum by (instance) (llmio_kernel_memory_bytes{{{HOST}}})", "{{instance}} kernel"),
+                width=6,
+            )
+        )
+        .with_panel(
+            graph(
+                "Fullest ring",
+                "How full a ring was found at most, since the start. At 100 %, records went to the overflow table.",
+                RATIO,
+                (f"max by (instance, ring) (llmio_ring_peak_ratio{{{HOST}}})", "{{instance}} {{ring}}"),
+                width=6, most=1,
             )
         )
         .with_panel(

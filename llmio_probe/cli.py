@@ -150,9 +150,9 @@ def _add_loader(parser: _Parser) -> None:
 
 
 def _daemon_parser() -> _Parser:
-    parser = _Parser(
-        "llmio-probe daemon", "llmio-probe daemon --config FILE", _daemon, "Serves /metrics for Prometheus."
-    )
+    usage = "llmio-probe daemon [--check] --config FILE"
+    parser = _Parser("llmio-probe daemon", usage, _daemon, "Serves /metrics for Prometheus.")
+    parser.add_argument("--check", action="store_true", help="only say whether FILE is right; needs no root")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML; deploy/llmio-probe.yaml is an example")
     return parser
 
@@ -262,10 +262,12 @@ def _session(arguments: argparse.Namespace, command: list[str] | None) -> int:
 
 
 def _daemon(arguments: argparse.Namespace, command: list[str] | None) -> int:
-    from llmio_probe.daemon import run
+    # Rights are a thread's. NumPy's library would start one for each CPU, which keeps those that the daemon gives up.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from llmio_probe.daemon import check, run
 
     _no_command(command, "daemon")
-    return run(arguments.config)
+    return check(arguments.config) if arguments.check else run(arguments.config)
 
 
 def _doctor(arguments: argparse.Namespace, command: list[str] | None) -> int:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
 
@@ -37,6 +37,10 @@ class Address(NamedTuple):
 @dataclass(frozen=True)
 class DaemonConfig:
     listen: Address = field(default_factory=lambda: Address("127.0.0.1", 9464))
+    web_config: str | None = None
+    """A file in the format of the Prometheus exporters: TLS and passwords. None: neither."""
+    user: str | None = None
+    """Who the daemon becomes when root starts it. None: llmio-probe where there is such an account, else nobody."""
     devices: tuple[str, ...] | None = None
     """As the user wrote them; None is all."""
     workers: int = 24
@@ -48,11 +52,22 @@ class DaemonConfig:
     calls: bool = True
     """The app's view: what io_submit and the like asked for."""
     loader: LoaderName = "auto"
+    program_cost: Literal["start", "continuous", "off"] = "start"
+    """When the kernel times our programs, which costs: for two seconds, always, never."""
     log_level: str = "info"
     read_headers: bool = True
     """Whether the first bytes of a file may be looked at where its name cannot tell its role."""
     roles: tuple[Rule, ...] = ()
     """The user's own rules, which come before the built-in ones."""
+
+
+AT_START = ("listen", "user", "calls", "loader", "program_cost")
+"""Keys that a running daemon cannot change: what they ask for needs rights that it has given up, or new programs."""
+
+
+def needs_restart(running: DaemonConfig, wanted: DaemonConfig) -> tuple[str, ...]:
+    """The keys that differ and are not taken over by a reload."""
+    return tuple(key for key in AT_START if getattr(running, key) != getattr(wanted, key))
 
 
 def load(path: str | os.PathLike[str]) -> DaemonConfig:
@@ -84,6 +99,20 @@ def _listen(key: str, node: yaml.Node) -> Address:
             if port <= 65535:
                 return Address(str(host), port)
     raise wrong(key, node, 'an IP address and a port in quotes, such as "127.0.0.1:9464" or "[::1]:9464"')
+
+
+def _file_name(key: str, node: yaml.Node) -> str:
+    value = scalar(node)
+    if isinstance(value, str) and value.startswith("/") and value.isprintable():
+        return value
+    raise wrong(key, node, "the full name of a file, such as /etc/llmio-probe/web.yaml")
+
+
+def _account(key: str, node: yaml.Node) -> str:
+    value = scalar(node)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*\$?", value):
+        return value
+    raise wrong(key, node, "the name of an account of this host, such as llmio-probe")
 
 
 def _devices(key: str, node: yaml.Node) -> tuple[str, ...]:
@@ -126,14 +155,25 @@ def _yes_or_no(key: str, node: yaml.Node) -> bool:
     raise wrong(key, node, "true or false")
 
 
+def _program_cost(key: str, node: yaml.Node) -> str:
+    allowed = ("start", "continuous", "off")
+    # By its letters: to YAML, off is false.
+    if isinstance(node, yaml.ScalarNode) and node.value in allowed:
+        return str(node.value)
+    raise wrong(key, node, f"one of {', '.join(allowed)}")
+
+
 _READERS: Mapping[str, Reader] = {
     "listen": _listen,
+    "web_config": _file_name,
+    "user": _account,
     "devices": _devices,
     "workers": _whole_number(1, 1_000),
     "grace_seconds": _number(0, 86_400),
     "interval_seconds": _number(0.1, 60),
     "calls": _yes_or_no,
     "loader": one_of("auto", "core", "bcc"),
+    "program_cost": _program_cost,
     "log_level": one_of("debug", "info", "warning", "error"),
     "read_headers": _yes_or_no,
     "roles": lambda _, node: read_role_rules(node),

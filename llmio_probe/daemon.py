@@ -1,23 +1,23 @@
 """The exporter that runs for months: the whole host, by worker slot, served to Prometheus on /metrics.
 
 The pipeline runs in the main thread and puts a finished snapshot in place now and then; the HTTP threads only read the
-newest one. So a scrape never blocks the pipeline, nor the pipeline a scrape.
+newest one. So a scrape never blocks the pipeline, nor the pipeline a scrape. What happens in which order from the start
+to the end is here; docs/daemon.md says the same to who runs it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import pwd
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
-from prometheus_client import start_http_server
-
-from llmio_probe import __version__
+from llmio_probe import __version__, rights
 from llmio_probe.aggregate.series import Series
-from llmio_probe.config import DaemonConfig, load
+from llmio_probe.config import DaemonConfig, load, needs_restart
 from llmio_probe.errors import ProbeError
 from llmio_probe.events import Events
 from llmio_probe.identity.devices import Devices
@@ -25,21 +25,28 @@ from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.headers import cached_start
-from llmio_probe.identity.mounts import Mounts
+from llmio_probe.identity.mounts import Mounts, host_process
 from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.pidns import require_host_pids
-from llmio_probe.identity.role_rules import builtin_role_rules
-from llmio_probe.identity.roles import RoleBook
-from llmio_probe.kernel.probe import Probe
+from llmio_probe.identity.role_rules import Rule, builtin_role_rules
+from llmio_probe.identity.roles import ReadHeader, RoleBook
+from llmio_probe.kernel.probe import EndCost, Probe
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.options import probe_options
 from llmio_probe.outputs.metrics import WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
+from llmio_probe.outputs.web import MetricsServer
+from llmio_probe.outputs.web_config import load_access
 from llmio_probe.pipeline import Pipeline
-from llmio_probe.session import require_root
+from llmio_probe.rights import Capability
+from llmio_probe.single import only_daemon
+from llmio_probe.systemd import Manager, log_to
+from llmio_probe.text import escape
 
 COST_SECONDS = 2.0
 """For how long, at start, the kernel times our programs; timing them costs, too."""
+COST_WINDOW_SECONDS = 15.0
+"""Where it always does, over which time the means are taken."""
 SWEEP_SECONDS = 1.0
 FILES = 20_000
 """Remembered at once: more than the kernel side does (FILES_MAX), so that one which is forgotten is named again."""
@@ -47,75 +54,143 @@ FILES = 20_000
 log = logging.getLogger("llmio-probe")
 
 
-def run(config_path: str) -> int:
-    """Serve until SIGTERM or SIGINT. ProbeError when it cannot start."""
-    config = load(config_path)
-    require_root()
-    require_host_pids()
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-    with (
-        Events((signal.SIGINT, signal.SIGTERM)) as events,
-        Probe(probe_options(calls=config.calls, loader=config.loader)) as probe,
-    ):
-        Exporter(config, probe, events).serve()
+def check(config_path: str) -> int:
+    """Read the configuration as a start would, and the web configuration with it. ProbeError in one sentence."""
+    load_access(load(config_path).web_config)
+    print(f"{config_path}: right")
     return 0
 
 
+def run(config_path: str) -> int:
+    """Serve until SIGTERM or SIGINT. ProbeError when it cannot start, which a journal gets as what it is, an error."""
+    in_journal = log_to(sys.stderr, os.environ)
+    try:
+        _serve(config_path)
+    except ProbeError as error:
+        if not in_journal:
+            raise
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def _serve(config_path: str) -> None:
+    config = load(config_path)
+    logging.getLogger().setLevel(config.log_level.upper())
+    rights.require_loading()
+    require_host_pids()
+    user = rights.account(config.user) if os.geteuid() == 0 else None
+    with (
+        only_daemon(),
+        Events((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as events,
+        Probe(probe_options(calls=config.calls, loader=config.loader)) as probe,
+    ):
+        Exporter(config_path, config, probe, events, Manager(os.environ)).serve(user)
+
+
 class Exporter:
-    def __init__(self, config: DaemonConfig, probe: Probe, events: Events) -> None:
+    def __init__(self, path: str, config: DaemonConfig, probe: Probe, events: Events, manager: Manager) -> None:
+        self._path = path
         self._config = config
         self._probe = probe
         self._events = events
-        self._devices = Devices()
-        self._chosen = None if config.devices is None else frozenset(map(self._devices.resolve, config.devices))
+        self._manager = manager
+        host = host_process()
+        self._devices = Devices(host=host)
+        self._chosen = self._choose(config)
         self._identity = Identity(
             PsutilSource(), builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
-            per_process=False, limit=config.workers, grace=config.grace_seconds,
+            per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
         )  # fmt: skip
-        self._files = Files(Mounts(), self._devices, limit=FILES)
+        self._files = Files(Mounts(host=host), self._devices, limit=FILES)
+        rules, read_header = _role_rules(config)
         self._roles = RoleBook(
-            (*config.roles, *builtin_role_rules()), self._files.files, self._identity.framework_of,
-            undecided=False, clock=time.monotonic, read_header=cached_start if config.read_headers else None,
+            rules, self._files.files, self._identity.framework_of,
+            undecided=False, clock=time.monotonic, read_header=read_header,
         )  # fmt: skip
         self._series = Series(detail=False, most_series=WORKER_SERIES)
         self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
         self._snapshot = self._take_snapshot()
 
-    def serve(self) -> None:
-        address = self._config.listen
-        try:
-            server, thread = start_http_server(address.port, address.host, exposition(lambda: self._snapshot))
-        except OSError as error:
-            raise ProbeError(
-                f"cannot listen on {address}: {(error.strerror or str(error)).lower()}; "
-                "choose another with listen: in the configuration"
-            ) from None
+    def serve(self, user: pwd.struct_passwd | None) -> None:
+        """user: who to become, of root; None of who is somebody already."""
+        server = self._listen()
         try:
             for fd in self._probe.wake_fds:
                 self._events.watch(fd)
             self._probe.start()
             for warning in self._probe.warnings:
                 log.warning("%s", warning)
-            log.info("serving http://%s/metrics", address._replace(port=server.server_port))
-            self._loop()
+            end_cost = self._begin_cost()
+            self._give_up_rights(user)
+            server.start(first=lambda: rights.hold(()))  # who talks to the network needs none at all
+            where = f"{server.access.scheme}://{self._config.listen._replace(port=server.port)}/metrics"
+            log.info("serving %s", where)
+            self._manager.ready(f"serving {where}")
+            self._loop(server, end_cost, f"serving {where}")
+            self._manager.stopping()
         finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+            server.close()
 
-    def _loop(self) -> None:
+    def _listen(self) -> MetricsServer:
+        """While we may still open any port and read any key."""
+        address = self._config.listen
+        access = load_access(self._config.web_config)
+        try:
+            return MetricsServer(address, exposition(lambda: self._snapshot), access)
+        except OSError as error:
+            raise ProbeError(
+                f"cannot listen on {address}: {(error.strerror or str(error)).lower()}; "
+                "choose another with listen: in the configuration"
+            ) from None
+
+    def _begin_cost(self) -> EndCost | None:
+        if self._config.program_cost == "off":
+            return None
+        try:
+            return self._probe.begin_cost()
+        except PermissionError:
+            log.info("llmio_program_cost_seconds is missing: the kernel times programs for CAP_SYS_ADMIN only")
+            return None
+
+    def _give_up_rights(self, user: pwd.struct_passwd | None) -> None:
+        """What the programs needed to be attached is not needed any more. Later threads have what is left here."""
+        if user is not None:
+            rights.become(user)
+        rights.hold(rights.FOR_LIFE, in_reserve=[Capability.BPF])
+        try:
+            self._probe.shortages()
+            kept = rights.FOR_LIFE
+        except PermissionError:  # before 5.19
+            kept = rights.FOR_LIFE | {Capability.BPF}
+        rights.hold(kept)
+        rights.seal()
+        if not os.access(self._path, os.R_OK):
+            log.warning("user id %d may not read %s: a reload will not work", os.geteuid(), escape(self._path))
+        if missing := kept - rights.effective():
+            log.warning("without %s, workers of other users have no framework and no rank", rights.names(missing))
+
+    def _loop(self, server: MetricsServer, end_cost: EndCost | None, status: str) -> None:
         now = time.monotonic()
-        end_cost: Callable[[], None] | None = self._probe.begin_cost()
+        continuous = self._config.program_cost == "continuous"
+        cost_seconds = COST_WINDOW_SECONDS if continuous else COST_SECONDS
         cost_until, next_snapshot, next_sweep = now + COST_SECONDS, now, now + SWEEP_SECONDS
         told = 0
-        while not self._events.signals():
+        while True:
             self._events.wait(min(self._pipeline.wait, next_snapshot - time.monotonic()))
+            received = self._events.signals()
+            if {signal.SIGTERM, signal.SIGINT} & set(received):
+                return
+            if signal.SIGHUP in received:
+                self._reload(server)
+                self._manager.ready(status)
             self._pipeline.run()
             now = time.monotonic()
             if end_cost is not None and now >= cost_until:
-                end_cost()
-                end_cost = None
+                end_cost(go_on=continuous)
+                end_cost, cost_until = (end_cost, now + cost_seconds) if continuous else (None, cost_until)
             if now >= next_sweep:
+                self._manager.alive()
                 ended = self._identity.expire()
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
@@ -127,6 +202,32 @@ class Exporter:
                 told = len(shortages)
                 self._snapshot = self._take_snapshot()
                 next_snapshot = now + self._config.interval_seconds
+
+    def _reload(self, server: MetricsServer) -> None:
+        """Take over what the file says now: all of it, or, where it is wrong, nothing."""
+        self._manager.reloading()
+        try:
+            wanted = load(self._path)
+            chosen = self._choose(wanted)
+            access = load_access(wanted.web_config)
+        except ProbeError as error:
+            log.error("the configuration stays as it was: %s", error)
+            return
+        if keys := needs_restart(self._config, wanted):
+            log.warning("only a restart takes over what is new of %s", ", ".join(keys))
+        if (access.tls is None) != (server.access.tls is None):
+            log.info("from now on by %s", access.scheme)
+        self._config = replace(wanted, **{key: getattr(self._config, key) for key in keys})
+        logging.getLogger().setLevel(wanted.log_level.upper())
+        server.access = access
+        self._chosen = chosen
+        self._pipeline.choose(chosen)
+        self._identity.adjust(limit=wanted.workers, grace=wanted.grace_seconds)
+        self._roles.use(*_role_rules(wanted))
+        log.info("the configuration was read again")
+
+    def _choose(self, config: DaemonConfig) -> frozenset[int] | None:
+        return None if config.devices is None else frozenset(map(self._devices.resolve, config.devices))
 
     def _take_snapshot(self) -> Snapshot:
         series, identity = self._series, self._identity
@@ -152,3 +253,7 @@ class Exporter:
         if self._chosen is None:
             return state
         return replace(state, devices=[counts for counts in state.devices if counts.device in self._chosen])
+
+
+def _role_rules(config: DaemonConfig) -> tuple[tuple[Rule, ...], ReadHeader | None]:
+    return (*config.roles, *builtin_role_rules()), cached_start if config.read_headers else None

@@ -24,7 +24,8 @@ from llmio_probe.errors import ProbeError
 from llmio_probe.identity.pidns import require_host_pids
 from llmio_probe.outputs.units import MIB, bytes_text
 from llmio_probe.outputs.writer import Writer
-from llmio_probe.session import Live, Session, SessionOptions, require_root
+from llmio_probe.rights import require_loading
+from llmio_probe.session import Live, Session, SessionOptions
 from llmio_probe.text import escape
 
 WEIGHTS = "demo.safetensors"
@@ -52,7 +53,7 @@ _ON_DISKS = frozenset({"btrfs", "bcachefs", "overlay"})
 
 def run(directory: str, weights_bytes: int, seconds: float, *, as_json: bool) -> int:
     """Lay out, watch, show, clean up. ProbeError when this host or directory cannot do it."""
-    require_root()
+    require_loading()
     require_host_pids()
     if shutil.which("fio") is None:
         raise ProbeError("the demo's workload is made by fio, which is missing: install the package fio")

@@ -41,6 +41,8 @@ from llmio_probe.kernel.tracepoints import tracepoint_ids
 from llmio_probe.kernel.variants import Variant
 from llmio_probe.options import probe_options
 from llmio_probe.outputs.units import bytes_text, seconds_text
+from llmio_probe.rights import Capability, lacking_for_loading
+from llmio_probe.rights import names as capability_names
 from llmio_probe.text import escape
 
 WIDTH = 80
@@ -51,11 +53,10 @@ TRIES = 5
 RECORD_SECONDS = 0.2
 """How long the record of one read may take to come."""
 
-# linux/capability.h. SYS_ADMIN includes the first two; before 5.8 there was nothing else.
-_SYS_ADMIN = 21
-_LOADING = {"BPF": 39, "PERFMON": 38}
-_HELPFUL = {"SYSLOG": 34, "SYS_PTRACE": 19, "SYS_ADMIN": _SYS_ADMIN}
-_USE = "SYSLOG tells direct I/O, SYS_PTRACE names other users' workers, SYS_ADMIN opens the app's view"
+_HELPFUL = frozenset({Capability.SYSLOG, Capability.SYS_PTRACE, Capability.SYS_ADMIN})
+_USE = (
+    "SYSLOG tells direct I/O, SYS_PTRACE names other users' workers, SYS_ADMIN opens the app's view and modules' types"
+)
 
 _DIRECT_SYMBOLS = (
     ("iomap_dio_bio_end_io",),
@@ -64,7 +65,7 @@ _DIRECT_SYMBOLS = (
 )
 """Of each group every kernel has one at least; by them direct I/O is told. Others come and go with the version."""
 
-_ROOT_ONLY = "not tried: it needs root"
+_NOT_TRIED = "not tried: it needs the rights above"
 
 State = Literal["ok", "warn", "fail"]
 
@@ -136,6 +137,20 @@ class Host:
         """Which of the object's programs fit; ProbeError when none do, or the kernel offers no types."""
         return variant_for(Libbpf(self.libbpf), self.contents.sections, self.options.without)
 
+    @cached_property
+    def held(self) -> frozenset[Capability] | None:
+        """The capabilities in force; None where they cannot be read."""
+        with suppress(OSError, ValueError):
+            for line in (self.proc_root / "self" / "status").read_text().splitlines():
+                if line.startswith("CapEff:"):
+                    bits = int(line.split()[1], 16)
+                    return frozenset(capability for capability in Capability if bits >> capability & 1)
+        return None
+
+    @property
+    def may_load(self) -> bool:
+        return self.held is None or not lacking_for_loading(self.held)
+
     def require_bcc(self) -> None:
         """ProbeError naming the package that lacks."""
         require_headers(self.release)
@@ -197,28 +212,18 @@ def _wrap(text: str, first: str, others: str) -> list[str]:
 
 
 def _rights(host: Host) -> Finding:
-    if host.euid != 0:
-        return Finding("fail", f"user id {host.euid}: loading BPF programs needs root", "run it with sudo")
-    held = _capabilities(host)
+    who = "root" if host.euid == 0 else f"user id {host.euid}"
+    held = host.held
     if held is None:
-        return Finding("warn", "root; its capabilities cannot be read", "mount /proc")
-
-    def lacking(wanted: Mapping[str, int]) -> str:
-        return ", ".join(f"CAP_{name}" for name, bit in wanted.items() if not held >> bit & 1)
-
-    if not held >> _SYS_ADMIN & 1 and (names := lacking(_LOADING)):
-        return Finding("fail", f"root, without {names}", f"give the container {names}, or run it privileged")
-    if names := lacking(_HELPFUL):
-        return Finding("warn", f"root, without {names}", f"give the container {names}: {_USE}")
-    return Finding("ok", "root, with every capability that is of use")
-
-
-def _capabilities(host: Host) -> int | None:
-    with suppress(OSError, ValueError):
-        for line in (host.proc_root / "self" / "status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return None
+        return Finding("warn", f"{who}; its capabilities cannot be read", "mount /proc")
+    if lacking := lacking_for_loading(held):
+        names_of = capability_names(lacking)
+        helps = f"give the container {names_of}, or run it privileged" if host.euid == 0 else "run it with sudo"
+        return Finding("fail", f"{who}, without {names_of}, which loading BPF programs needs", helps)
+    if lacking := _HELPFUL - held:
+        names_of = capability_names(lacking)
+        return Finding("warn", f"{who}, without {names_of}", f"give it {names_of}: {_USE}")
+    return Finding("ok", f"{who}, with every capability that is of use")
 
 
 def _kernel(host: Host) -> Finding:
@@ -299,8 +304,8 @@ def _symbols(host: Host) -> Finding:
 
 def _calls(host: Host) -> Finding:
     """The app's view. Only tracefs knows the ids of syscall tracepoints."""
-    if host.euid != 0:
-        return Finding("warn", _ROOT_ONLY)
+    if not host.may_load:
+        return Finding("warn", _NOT_TRIED)
     with suppress(ProbeError):  # which the tracepoints above have said
         if host.loader == "core" and host.variant.fentry:
             return Finding("ok", "by the system calls' own functions (fentry): no other call pays for it")
@@ -318,8 +323,8 @@ def _calls(host: Host) -> Finding:
 
 
 def _statistics(host: Host) -> Finding:
-    if host.euid != 0:
-        return Finding("warn", _ROOT_ONLY)
+    if not host.may_load:
+        return Finding("warn", _NOT_TRIED)
     try:
         host.enable_statistics()
     except OSError as error:
@@ -329,8 +334,8 @@ def _statistics(host: Host) -> Finding:
 
 
 def _trial(host: Host) -> Finding:
-    if host.euid != 0:
-        return Finding("warn", _ROOT_ONLY)
+    if not host.may_load:
+        return Finding("warn", _NOT_TRIED)
     trial = host.trial()
     rings = sum(size for name, size in trial.memory.items() if name.endswith("_ring"))
     tables = sum(trial.memory.values()) - rings

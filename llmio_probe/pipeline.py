@@ -42,8 +42,12 @@ class Pipeline:
         self._roles = roles
         self._series = series
         self._combinations = Combinations()
-        self._devices = None if devices is None else np.array(sorted(devices), np.uint32)
         self.wait = SHORTEST_WAIT
+        self.choose(devices)
+
+    def choose(self, devices: Collection[int] | None) -> None:
+        """Count these from now on."""
+        self._devices = None if devices is None else np.array(sorted(devices), np.uint32)
 
     def run(self) -> int:
         """Take everything that is there. Returns the number of records."""

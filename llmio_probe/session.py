@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import signal
 import sys
@@ -35,6 +34,7 @@ from llmio_probe.outputs import document
 from llmio_probe.outputs.live import LiveView
 from llmio_probe.outputs.shapes import Owner
 from llmio_probe.pipeline import Pipeline
+from llmio_probe.rights import require_loading
 
 SWEEP_SECONDS = 1.0
 """How often to look who has ended."""
@@ -101,7 +101,7 @@ class Session:
     def run(self, finish: Callable[[document.Document], None]) -> Outcome:
         """Watch, then hand the summary to ``finish``. A COMMAND that outlives the watching is waited for after that."""
         options = self._options
-        require_root()
+        require_loading()
         require_host_pids()
         self._chosen = frozenset(self._devices.resolve(name) for name in options.devices) or None
         pids = list(options.pids)
@@ -259,8 +259,3 @@ class Session:
             if any(received is not signal.SIGINT for received in events.signals()):
                 command.terminate()
         return status
-
-
-def require_root() -> None:
-    if os.geteuid() != 0:
-        raise ProbeError("loading BPF programs needs root: run it with sudo")

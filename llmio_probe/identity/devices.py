@@ -27,9 +27,10 @@ _MINOR_BITS = 20
 class Devices:
     """Names and layers are remembered: a device may be gone when its last requests are shown."""
 
-    def __init__(self, sys_root: str = "/sys", proc_root: str = "/proc") -> None:
+    def __init__(self, sys_root: str = "/sys", proc_root: str = "/proc", *, host: str = "self") -> None:
+        """host: the process whose mounts are the host's (mounts.host_process)."""
         self._sys = Path(sys_root)
-        self._mountinfo = Path(proc_root) / "self" / "mountinfo"
+        self._mountinfo = Path(proc_root) / host / "mountinfo"
         self._names: dict[int, str] = {}
         self._paths: dict[int, str] = {}
         self._layers: dict[int, Layer] = {}

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar, overload
 import psutil
 from numpy.typing import NDArray
 
+from llmio_probe.identity.environ import environ_from_memory
+
 T = TypeVar("T")
 
 
@@ -105,11 +107,14 @@ class PsutilSource:
             return None
         # First, and believed only beside a command line: a process that exits loses that, then goes to the root cgroup.
         cgroup = self._read(pid, "cgroup") or None
+        environ = self._ask(pid, lambda process: process.environ())
+        if environ is None:
+            environ = environ_from_memory(pid, self._read(pid, "stat") or "()")
         facts = ProcessFacts(
             id=ProcessId(pid, stat.start_ticks),
             comm=stat.comm,
             cmdline=tuple(self._ask(pid, lambda process: process.cmdline()) or ()),
-            environ=self._ask(pid, lambda process: process.environ()) or {},
+            environ=environ,
             cgroup=cgroup,
             parent_pid=stat.parent_pid or None,
         )

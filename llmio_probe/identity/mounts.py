@@ -167,10 +167,16 @@ class View:
 
 
 class Mounts:
-    """The running host's mounts, those of our own namespace, and how other processes see them."""
+    """The running host's mounts, those of our own namespace, and how other processes see them.
 
-    def __init__(self, proc_root: str = "/proc", clock: Callable[[], float] = time.monotonic) -> None:
+    host: the process whose mounts are the host's, if those are not ours (host_process).
+    """
+
+    def __init__(
+        self, proc_root: str = "/proc", clock: Callable[[], float] = time.monotonic, *, host: str = "self"
+    ) -> None:
         self._proc = proc_root
+        self._host_process = host
         self._clock = clock
         self._host = _Namespace()
         self._our_link: str | None = None
@@ -199,7 +205,7 @@ class Mounts:
         """
         try:
             namespace, root = _link(f"{self._proc}/{tgid}/ns/mnt"), _link(f"{self._proc}/{tgid}/root")
-            self._our_link = self._our_link or _link(f"{self._proc}/self/ns/mnt")
+            self._our_link = self._our_link or _link(f"{self._proc}/{self._host_process}/ns/mnt")
         except OSError:
             return None
         ours = namespace == self._our_link
@@ -214,7 +220,17 @@ class Mounts:
         return view
 
     def _look(self) -> None:
-        self._host.look(f"{self._proc}/self/mountinfo", self._clock())
+        self._host.look(f"{self._proc}/{self._host_process}/mountinfo", self._clock())
+
+
+def host_process(proc_root: str = "/proc") -> str:
+    """Whose mounts are the host's, for a service, which systemd's sandbox shows others: PID 1's, where we may ask."""
+    try:
+        os.readlink(f"{proc_root}/1/ns/mnt")
+        os.stat(f"{proc_root}/1/mountinfo")
+    except OSError:
+        return "self"
+    return "1"
 
 
 # Overlayfs

@@ -25,6 +25,9 @@ UNKNOWN = 0
 OTHER = 1
 """The owner index of all workers that have no series of their own."""
 
+OURSELVES = "llmio-probe"
+"""The worker that the daemon itself is."""
+
 _LONGEST_WAIT = 60.0
 
 _PIECE = 1 << 15
@@ -110,7 +113,9 @@ class Identity:
         per_process: bool,
         limit: int | None,
         grace: float = 300.0,
+        ourselves: int | None = None,
     ) -> None:
+        """ourselves: our own pid, where our I/O is to be told as ours and not as some Python's."""
         self._source = source
         self._rules = rules
         self._clock = clock
@@ -118,6 +123,7 @@ class Identity:
         self._per_process = per_process
         self._limit = limit
         self._grace = grace
+        self._ourselves = ourselves
         self._slots = Slots()
         self._known: dict[tuple[int, int], _Known] = {}
         self._table: _Table | None = None  # None: something changed since it was made
@@ -178,6 +184,10 @@ class Identity:
             for i in np.flatnonzero(owners < 0):
                 owners[i] = self._known[int(tgids[i]), int(starts[i])].owner
         return owners
+
+    def adjust(self, *, limit: int | None, grace: float) -> None:
+        """From now on. Whoever has a series keeps it, and whoever was folded stays with "other"."""
+        self._limit, self._grace = limit, grace
 
     def framework_of(self, owner: int) -> str | None:
         """Of an owner index: what its process, in the daemon its slot's newest, runs."""
@@ -253,8 +263,10 @@ class Identity:
         process.command = " ".join(facts.cmdline) or facts.comm
         process.framework, process.rank = who.framework, who.rank
         self._set_cgroup(known, process, facts.cgroup)
-        if who.framework is not None:
-            base: str | None = worker_name(who.framework, who.rank)
+        if known.tgid == self._ourselves:
+            base: str | None = OURSELVES
+        elif who.framework is not None:
+            base = worker_name(who.framework, who.rank)
         else:
             base = plain_name(facts.cmdline[0] if facts.cmdline else "", facts.comm)
         self._place(known, SlotKey(base or f"pid{known.tgid}", who.framework, who.rank, facts.cgroup))
@@ -325,7 +337,8 @@ class Identity:
             return
         slot = self._slots.join(key, self._is_vacant)
         if slot is None:
-            if not self._has_room(key):
+            # Ourselves there is always room for: what we cost must not depend on how many others there are.
+            if not self._has_room(key) and known.tgid != self._ourselves:
                 self._fold(known, key)
                 return
             slot = self._slots.open(key)

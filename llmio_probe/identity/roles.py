@@ -190,6 +190,14 @@ class RoleBook:
         for owner in ended:
             self._frameworks.pop(owner, None)
 
+    def use(self, rules: Iterable[Rule], read_header: ReadHeader | None) -> None:
+        """Other rules from now on: every pair is judged anew when it is met again."""
+        self._rules = RuleSet(rules)
+        self._read_header = read_header
+        self._rules_of.clear()
+        for pair in self._pairs[1:]:
+            pair.path, pair.rules, pair.header, pair.tries, pair.next_look = None, (), None, 0, -math.inf
+
     def _learn(self, keys: NDArray[np.int64], records: Records, new: NDArray[np.int64]) -> None:
         keys, first = np.unique(keys[new], return_index=True)
         first = new[first]

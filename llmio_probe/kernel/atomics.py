@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 
 from llmio_probe.errors import ProbeError
+from llmio_probe.kernel.libraries import load
 
 # memory_order of C11, as GCC numbers it (__ATOMIC_ACQUIRE, __ATOMIC_RELEASE)
 _ACQUIRE = 2
@@ -19,7 +20,7 @@ class Atomics:
     def __init__(self, library: str = "libatomic.so.1") -> None:
         try:
             # PyDLL: a few nanoseconds each, not worth letting go of the interpreter's lock.
-            functions = ctypes.PyDLL(library)
+            functions = load(library, ctypes.PyDLL)
         except OSError:
             raise ProbeError(
                 f"{library} cannot be loaded: install the package libatomic1 (Debian, Ubuntu) or libatomic"

@@ -26,10 +26,16 @@ from llmio_probe.kernel.loading import (
     map_sizes,
     object_path,
 )
+from llmio_probe.kernel.module_types import do_without_module_types
 from llmio_probe.kernel.symbols import addresses_of
 from llmio_probe.kernel.variants import Variant, choose
+from llmio_probe.rights import Capability, effective
 
 SYMBOLS_MAP = ".rodata.symbols"
+NO_MODULE_TYPES = (
+    "without CAP_SYS_ADMIN at the start, types in modules cannot be read: where btrfs, LVM or md is one, paths and "
+    "files there are unknown"
+)
 
 
 def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loaded:
@@ -51,6 +57,9 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
             libbpf.number("bpf_map__set_max_entries", opened.maps[name], entries)
         addresses = addresses_of(opened.symbols)
         _set_symbols(opened, addresses)
+        whole = Capability.SYS_ADMIN in effective()
+        if not whole:
+            do_without_module_types()
         try:
             rings = make_rings(libbpf, libbpf.number("libbpf_num_possible_cpus"), stack)
             for name, each in rings.items():
@@ -77,7 +86,7 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
             rings=rings,
             starts_with_bio=variant.starts_with_bio,
             symbols_hidden=not any(addresses.values()),
-            warnings=_warnings(variant, options),
+            warnings=[*_warnings(variant, options), *([] if whole else [NO_MODULE_TYPES])],
             closing=stack.pop_all(),
         )
 

@@ -13,6 +13,7 @@ from ctypes import c_char_p, c_int, c_int32, c_uint32, c_void_p
 from typing import Any
 
 from llmio_probe.errors import ProbeError
+from llmio_probe.kernel.libraries import load
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
@@ -65,7 +66,7 @@ class Libbpf:
 
     def __init__(self, library: str = LIBRARY) -> None:
         try:
-            self._library = ctypes.CDLL(library, use_errno=True)
+            self._library = load(library, ctypes.CDLL)
         except OSError:
             raise ProbeError(
                 f"{library} cannot be loaded: install the package libbpf1 (Debian, Ubuntu) or libbpf (Fedora, RHEL)"

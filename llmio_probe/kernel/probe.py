@@ -8,10 +8,10 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -55,6 +55,7 @@ _STARTED = 1  # entries.h: request_entry.in_flight
 _DEVICE_COUNTS = ("started", "finished", "merged", "expired", "unowned", "unowned_at_attach", "untracked")
 _IN_FLIGHT = np.dtype([("slot", "u2"), ("op", "u1")])
 _STATS_RUN_TIME = 0  # enum bpf_stats_type
+_STATS_SYSCTL = Path("/proc/sys/kernel/bpf_stats_enabled")
 _NEVER = 2**64 - 1
 _SETTLE_SECONDS = 0.002  # for programs that were already past their look at `running`
 
@@ -72,6 +73,12 @@ def request_entries(sys_root: Path = Path("/sys"), cpus: int = 1) -> int:
         except (OSError, ValueError):
             continue
     return min(max(4096, 512 * cpus, 2 * requests), 1 << 17)
+
+
+class EndCost(Protocol):
+    """go_on: leave the statistics on, and begin to take the means anew."""
+
+    def __call__(self, *, go_on: bool = False) -> None: ...
 
 
 class Probe:
@@ -134,6 +141,8 @@ class Probe:
         self._control["rings_mask"] = len(self._request_rings) - 1
         self._control["requests_ring_bytes"] = self._loaded.rings["requests_rings"][0].max_entries
         self._control["calls_ring_bytes"] = self._loaded.rings["calls_rings"][0].max_entries
+        # All maps have their room from the start, and before 5.14 who gives up being root cannot ask later.
+        self._memory = {name: self._memory_of(name) for name in self._loaded.maps}
 
     def _ring_memory(self, name: str) -> RingMemory:
         return map_ring(self._fd(name), self._loaded.maps[name].max_entries)
@@ -259,7 +268,7 @@ class Probe:
                 {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
                 losses["files"], losses["overflowed_requests"], losses["overflowed_calls"],
             ),
-            {name: self._memory(name) for name in self._loaded.maps},
+            dict(self._memory),
             dict(self._program_costs),
             {
                 "requests": max(ring.peak for ring in self._request_rings),
@@ -303,7 +312,7 @@ class Probe:
         values = table.get(key)
         return {name: int(values[name].sum()) if values is not None else 0 for name in table.value.names or ()}
 
-    def _memory(self, name: str) -> int:
+    def _memory_of(self, name: str) -> int:
         """Bytes of a map, with the rings in it."""
         rings = self._loaded.rings.get(name, ())
         return _map_memory(name, self._loaded.maps[name]) + sum(_map_memory("a_ring", ring) for ring in rings)
@@ -313,16 +322,28 @@ class Probe:
     def _runs(self) -> dict[str, ProgramRuns]:
         return {name: program_runs(self._libbpf, program.fd) for name, program in self._loaded.programs.items()}
 
-    def begin_cost(self) -> Callable[[], None]:
-        """Turn the kernel's BPF statistics on, which costs; what it returns turns them off and keeps the means."""
-        fd = self._libbpf.number("bpf_enable_stats", _STATS_RUN_TIME)
+    def begin_cost(self) -> EndCost:
+        """Turn the kernel's BPF statistics on, which costs; what it returns keeps the means, and turns them off.
+
+        PermissionError without CAP_SYS_ADMIN, unless they are on for all (kernel.bpf_stats_enabled).
+        """
+        fd = None
+        try:
+            fd = self._libbpf.number("bpf_enable_stats", _STATS_RUN_TIME)
+        except PermissionError:
+            if _STATS_SYSCTL.read_text().strip() != "1":
+                raise
         before = self._runs()
 
-        def end() -> None:
-            os.close(fd)
-            for name, after in self._runs().items():
+        def end(*, go_on: bool = False) -> None:
+            nonlocal before
+            if fd is not None and not go_on:
+                os.close(fd)
+            now = self._runs()
+            for name, after in now.items():
                 if runs := after.runs - before[name].runs:
                     self._program_costs[name] = (after.run_ns - before[name].run_ns) / runs / 1e9
+            before = now
 
         return end
 

@@ -195,7 +195,8 @@ RECORDS_LOST = Metric(
     "llmio_records_lost_total",
     "counter",
     (),
-    "Records that found no room in the rings to user space: anything but 0 means that the probe could not keep up.",
+    "Records that found room neither in a ring to user space nor in the kernel's overflow table: totals by device are "
+    "all that is left of them, so anything but 0 means that the probe could not keep up.",
 )
 OVERFLOWED_REQUESTS = Metric(
     "llmio_overflowed_requests_total",
@@ -242,6 +243,13 @@ KERNEL_MEMORY = Metric(
     "Kernel memory that each BPF map and ring of the probe takes; it is not in process_resident_memory_bytes, except "
     "the rings, which are mapped.",
 )
+RING_PEAK = Metric(
+    "llmio_ring_peak_ratio",
+    "gauge",
+    ("ring",),
+    "How full the probe has found the fullest ring of each kind, at most, since it began: at 1, records had to go to "
+    "the overflow table.",
+)
 BUILD_INFO = Metric(
     "llmio_build_info",
     "gauge",
@@ -277,6 +285,7 @@ METRICS = (
     DEVICE_INFO,
     SERIES_FOLDED,
     KERNEL_MEMORY,
+    RING_PEAK,
     BUILD_INFO,
 )
 """In the order of the exposition, which is that of DESIGN.md."""

@@ -254,6 +254,7 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
         (metrics.MISSED_PROBES, losses.missed_probes),
         (metrics.PROGRAM_COST, state.program_cost_seconds),
         (metrics.KERNEL_MEMORY, state.kernel_memory_bytes),
+        (metrics.RING_PEAK, state.ring_peak_ratio),
     ):
         for name, value in by_name.items():
             samples.add(metric, (name,), value)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.daemons import Daemon, running_daemon
 from tests.live.harness import (
     Disk,
     Live,
@@ -87,6 +88,21 @@ def ext4_disk(ext4_folder: Path) -> Disk:
 def disk(request: pytest.FixtureRequest) -> Disk:
     found: Disk = request.getfixturevalue(f"{request.param}_disk")
     return found
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where everybody may read, as /etc: pytest's own folders are for their owner only."""
+    with tempfile.TemporaryDirectory(prefix="llmio-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def daemon(open_folder: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start a daemon, with these lines in its configuration and the options of ``running_daemon``."""
+    with ExitStack() as running:
+        yield lambda more="", **options: running.enter_context(running_daemon(open_folder, more, **options))
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import pytest
 
 from llmio_probe import demo
 from tests.live import pictures
+from tests.live.daemons import Daemon, running_daemon
 from tests.live.harness import HANG, Disk, disk_statistics, fio, fio_totals
 from tests.live.prometheus import RATE_SECONDS, REPOSITORY, SCRAPE_SECONDS, Prometheus, Series, ask, panels
-from tests.live.test_daemon import Daemon, serving
 
 PICTURES = REPOSITORY / ".ci" / "out" / "dashboards"
 PANELS = panels()
@@ -62,7 +62,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(loop_disk: Disk, ext4_disk: Disk, ext4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("dashboards")
-    with serving(folder) as daemon, Prometheus(folder, daemon.address) as prometheus:
+    with running_daemon(folder) as daemon, Prometheus(folder, daemon.address) as prometheus:
         began = time.time()
         plain_load(ext4_folder, folder)
         plain = (began, time.time())

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.live.daemons import Daemon
 from tests.live.harness import (
     HANG,
     Disk,
@@ -28,7 +29,6 @@ from tests.live.harness import (
     transferred,
 )
 from tests.live.system import Volume
-from tests.live.test_daemon import Daemon, daemon  # noqa: F401
 
 STOPPED_SECONDS = 10
 FILE_BYTES = 64 << 20
@@ -71,11 +71,12 @@ def overrun(reader: int, volume: Volume, reports: Path) -> list[Job]:
     """A job begins while the reader looks, one on another file while it is stopped; both end before it goes on."""
     paths = [volume.folder / "model.safetensors", volume.folder / "model.gguf"]
     first = start_job(paths[0], STOPPED_SECONDS + 1, reports / "first.json")
-    time.sleep(1)
-    with stopped(reader):
-        second = start_job(paths[1], STOPPED_SECONDS - 2, reports / "second.json")
-        for job in (first, second):
-            assert job.process.wait(HANG) == 0
+    with first.process:
+        time.sleep(1)
+        with stopped(reader):
+            second = start_job(paths[1], STOPPED_SECONDS - 2, reports / "second.json")
+            for job in (second, first):
+                assert job.process.wait(HANG) == 0
     return [first, second]
 
 
@@ -125,7 +126,7 @@ def submission(report: Document, pid: int) -> Document:
 
 
 def test_the_daemons_counters_and_histograms_are_fios_when_it_goes_on(
-    daemon: Callable[..., Daemon],  # noqa: F811
+    daemon: Callable[..., Daemon],
     ext4_volume: Volume,
     tmp_path: Path,
 ) -> None:
@@ -137,7 +138,7 @@ def test_the_daemons_counters_and_histograms_are_fios_when_it_goes_on(
     assert requests > RING_RECORDS
     stirred = sum(stir(ext4_volume.disk).values())  # what the host did not show complete ends now
     reads = {**device, "op": "read", "role": "weights"}
-    running.eventually("llmio_requests_total", requests, **reads)
+    running.eventually("llmio_requests_total", requests, each=0, **reads)
     assert stirred
     assert running.value("llmio_bytes_total", **reads) == requests * 4096
     assert running.value("llmio_request_size_bytes_count", **reads) == requests

@@ -253,7 +253,27 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_without_root_one_sentence_says_so(arguments: list[str], status: int) -> None:
     done = python("-c", AS_NOBODY, *arguments)
     assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr == "llmio-probe: loading BPF programs needs root: run it with sudo\n"
+    assert done.stderr == "llmio-probe: loading BPF programs needs CAP_BPF and CAP_PERFMON: run it with sudo\n"
+
+
+def test_a_configuration_is_checked_without_root(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.yaml"
+    path.write_text("workers: 3\n")
+    done = python("-m", "llmio_probe", "daemon", "--check", "--config", str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: right\n", "")
+    path.write_text("workers: 3\nwrokers: 4\n")
+    done = python("-m", "llmio_probe", "daemon", "--check", "--config", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"llmio-probe: {path}:2: there is no key wrokers; allowed are listen, ")
+
+
+def test_the_web_configuration_is_checked_with_it(tmp_path: Path) -> None:
+    path, web = tmp_path / "daemon.yaml", tmp_path / "web.yaml"
+    path.write_text(f"web_config: {web}\n")
+    web.write_text("tls_server_config: {cert_file: x}\n")
+    done = python("-m", "llmio_probe", "daemon", "--check", "--config", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"llmio-probe: {web}:1: tls_server_config needs key_file\n"
 
 
 def test_a_name_that_the_locale_cannot_show_is_escaped() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmio_probe.config import Address, DaemonConfig, load
+from llmio_probe.config import AT_START, Address, DaemonConfig, load, needs_restart
 from llmio_probe.errors import ProbeError
 from llmio_probe.identity.path_patterns import PathPattern
 from llmio_probe.identity.role_rules import Rule
@@ -37,12 +37,15 @@ def config(file: Path) -> Config:
 def test_an_empty_file_gives_the_defaults(config: Config, text: str) -> None:
     assert config(text) == DaemonConfig(
         listen=Address("127.0.0.1", 9464),
+        web_config=None,
+        user=None,
         devices=None,
         workers=24,
         grace_seconds=300.0,
         interval_seconds=1.0,
         calls=True,
         loader="auto",
+        program_cost="start",
         log_level="info",
         read_headers=True,
         roles=(),
@@ -59,12 +62,12 @@ def test_the_shipped_example_states_every_key_and_the_defaults() -> None:
 
 def test_every_key_is_read(config: Config, file: Path) -> None:
     assert config(
-        'listen: "[::1]:0"\ndevices: [nvme0n1, sda]\nworkers: 7\n'
-        "grace_seconds: 0\ninterval_seconds: 2.5\ncalls: false\nloader: bcc\nlog_level: debug\nread_headers: false\n"
-        "roles: [{name: ours, role: kv_cache, path: /nvme/kv/**}]\n"
+        'listen: "[::1]:0"\nweb_config: /etc/web.yaml\nuser: probe\ndevices: [nvme0n1, sda]\nworkers: 7\n'
+        "grace_seconds: 0\ninterval_seconds: 2.5\ncalls: false\nloader: bcc\nprogram_cost: off\nlog_level: debug\n"
+        "read_headers: false\nroles: [{name: ours, role: kv_cache, path: /nvme/kv/**}]\n"
     ) == DaemonConfig(
-        Address("::1", 0), ("nvme0n1", "sda"), 7, 0.0, 2.5, False, "bcc", "debug", False,
-        (Rule("ours", "kv_cache", (PathPattern("/nvme/kv/**"),), where=f"{file}:10"),),
+        Address("::1", 0), "/etc/web.yaml", "probe", ("nvme0n1", "sda"), 7, 0.0, 2.5, False, "bcc", "off", "debug",
+        False, (Rule("ours", "kv_cache", (PathPattern("/nvme/kv/**"),), where=f"{file}:13"),),
     )  # fmt: skip
 
 
@@ -126,8 +129,8 @@ def test_an_unknown_key_names_the_allowed_ones(config: Config, file: Path) -> No
         config("workers: 3\n\nworker: 4\n")
     assert str(caught.value) == (
         f"{file}:3: there is no key worker; "
-        "allowed are listen, devices, workers, grace_seconds, interval_seconds, calls, loader, log_level, "
-        "read_headers, roles"
+        "allowed are listen, web_config, user, devices, workers, grace_seconds, interval_seconds, calls, loader, "
+        "program_cost, log_level, read_headers, roles"
     )
 
 
@@ -260,3 +263,48 @@ def test_headers_can_be_left_alone(config: Config) -> None:
     assert config("read_headers: false").read_headers is False
     with pytest.raises(ProbeError, match=r"read_headers must be true or false, not 0$"):
         config("read_headers: 0")
+
+
+# What the service needs
+
+
+@pytest.mark.parametrize("value", ["start", "continuous", "off", '"off"'])
+def test_when_the_programs_are_timed_is_one_of_three_words(config: Config, value: str) -> None:
+    assert config(f"program_cost: {value}").program_cost == value.strip('"')
+
+
+@pytest.mark.parametrize("value", ["on", "false", "", "[off]", "Start"])
+def test_another_word_for_when_they_are_timed_is_refused(config: Config, value: str) -> None:
+    with pytest.raises(ProbeError, match=r":1: program_cost must be one of start, continuous, off, not "):
+        config(f"program_cost: {value}")
+
+
+@pytest.mark.parametrize("value", ["web.yaml", "", "[/web.yaml]", '"/web\\e.yaml"', "7"])
+def test_a_web_configuration_without_a_full_name_is_refused(config: Config, value: str) -> None:
+    with pytest.raises(ProbeError, match=r":1: web_config must be the full name of a file, such as .*, not ") as caught:
+        config(f"web_config: {value}")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["0", "a b", "-x", "", "[root]", "../x"])
+def test_an_account_that_can_be_none_is_refused(config: Config, value: str) -> None:
+    with pytest.raises(ProbeError, match=r":1: user must be the name of an account of this host, such as llmio-probe"):
+        config(f"user: {value}")
+
+
+def test_keys_that_only_a_restart_takes_over_are_named(config: Config) -> None:
+    running = config("workers: 3")
+    assert needs_restart(running, config("workers: 4\ngrace_seconds: 1\nlog_level: debug\nread_headers: false")) == ()
+    changed = config('listen: "[::1]:1"\nuser: x\ncalls: false\nloader: bcc\nprogram_cost: off\nworkers: 3')
+    assert needs_restart(running, changed) == ("listen", "user", "calls", "loader", "program_cost")
+
+
+def test_the_shipped_example_marks_the_keys_that_only_a_restart_takes_over() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    blocks = [block for block in text.split("\n\n") if re.search(r"^(?:# )?[a-z_]+:(?: |$)", block, re.MULTILINE)]
+    marked = [
+        match[1]
+        for block in blocks
+        if "[restart]" in block and (match := re.search(r"^(?:# )?([a-z_]+):(?: |$)", block, re.MULTILINE))
+    ]
+    assert tuple(marked) == AT_START

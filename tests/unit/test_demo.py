@@ -45,7 +45,7 @@ class Stage:
                 assert folder.stat().st_mode & 0o777 == 0o700
                 return SimpleNamespace(document={}, status=stage.act(self.options.command))
 
-        for name in ("require_root", "require_host_pids"):
+        for name in ("require_loading", "require_host_pids"):
             monkeypatch.setattr(demo, name, lambda: None)
         monkeypatch.setattr(demo, "require_block_device", lambda directory: None)
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")

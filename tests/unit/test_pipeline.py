@@ -239,3 +239,13 @@ def rows_of(identity: Identity, files: Files, roles: RoleBook, series: Series) -
         "files": series.file_use(), "devices": series.device_use(), "attributed": series.attributed_bytes(),
     }  # fmt: skip
     return {name: sorted(text(row) for row in found) for name, found in rows.items()}
+
+
+def test_other_devices_count_from_then_on(pipeline: Pipeline, source: HandSource, series: Series) -> None:
+    source.batches = [Batch(requests=on(NVME, SDA)) for _ in range(3)]
+    pipeline.run()
+    pipeline.choose({SDA})
+    pipeline.run()
+    pipeline.choose(None)
+    pipeline.run()
+    assert {row.device: row.requests for row in series.streams()} == {NVME: 2, SDA: 3}

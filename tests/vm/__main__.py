@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from tests.vm.emulator import DIED, TIMED_OUT, Options, boot, to_stdout
 from tests.vm.kernels import KERNELS, kernel
 from tests.vm.store import Store, cache_folder
 from tests.vm.suite import run_suite
+
+AT_ONCE = 4
+"""Guests, each with 3 GiB of memory. Most of what one does keeps one processor busy."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--multipath", action="store_true", help="leave native NVMe multipath on")
     run.add_argument("--no-btf", dest="btf", action="store_false", help="hide the kernel's BTF")
     run.add_argument("--headers", action="store_true", help="with the kernel's headers, for BCC")
+    run.add_argument("--systemd", action="store_true", help="with systemd as the first process")
     run.add_argument("--append", default="", metavar="WORDS", help="to the kernel's command line")
     run.add_argument("--cpus", type=int, default=2, metavar="N")
     run.add_argument("--memory", type=int, default=3072, metavar="MIB")
@@ -63,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     test.set_defaults(do=test_kernels)
     test.add_argument("kernels", nargs="*", metavar="KERNEL", default=[known.name for known in KERNELS])
+    test.add_argument(
+        "--at-once", type=int, default=min(os.cpu_count() or 1, AT_ONCE), metavar="N",
+        help=f"how many guests run at the same time; default: one a processor here, {AT_ONCE} at most",
+    )  # fmt: skip
     test.add_argument("--junit", type=Path, metavar="FILE", help="where to write one report of all guests")
     test.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page, between its marks")
 
@@ -81,6 +90,7 @@ def run_command(options: argparse.Namespace) -> int:
         Options(
             command=options.command, payload=options.payload, out=options.out, timeout=options.timeout,
             disks=options.nvme or ["1G"], multipath=options.multipath, btf=options.btf, headers=options.headers,
+            systemd=options.systemd,
             append=options.append, cpus=options.cpus, memory=options.memory,
         ),
         to_stdout,
@@ -96,7 +106,7 @@ def outcome(status: int) -> str:
 
 def test_kernels(options: argparse.Namespace) -> int:
     try:
-        return run_suite(Store(cache_folder()), options.kernels, options.junit, options.write)
+        return run_suite(Store(cache_folder()), options.kernels, options.at_once, options.junit, options.write)
     except CollectionError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1

@@ -14,10 +14,12 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.live.wheels import build_wheel
 from tests.vm import initrd
 from tests.vm.architectures import Architecture
 from tests.vm.modules import FOR_ROOT, load_order, plain_bytes
@@ -29,6 +31,7 @@ from tests.vm.tree import LIBRARIES, Tree
 HERE = Path(__file__).parent
 TIMED_OUT = 124
 DIED = 125
+SCRIPTS = ("session.sh", "systemd.sh", "finish.sh")
 NULL = "null"
 NULL_SIZE = 4 << 30
 RESULT_SIZE = 1 << 30
@@ -49,6 +52,8 @@ class Options:
     multipath: bool = False
     btf: bool = True
     headers: bool = False
+    systemd: bool = False
+    """With a service manager as the first process, and our wheel beside the working tree."""
     append: str = ""
     cpus: int = 2
     memory: int = 3072
@@ -68,16 +73,44 @@ class End:
         return self.status not in (TIMED_OUT, DIED)
 
 
-def boot(store: Store, build: Build, options: Options, write: Write) -> End:
+class Emulators:
+    """Those that run now, so that all can be stopped from outside: who waits for one in a thread is not interrupted."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """And let no other begin."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    @contextmanager
+    def running(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        with self._lock:
+            self._running.add(process)
+            if self._stopped:
+                process.kill()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+
+def boot(store: Store, build: Build, options: Options, write: Write, emulators: Emulators | None = None) -> End:
     """Run the command in a guest; what its console shows is written as it comes."""
+    prepare(store, build, options)
     tools, root = store.tools(build.architecture), store.root(build.architecture)
     headers = store.headers_disk(build) if options.headers else None
-    if options.payload is None:
-        build_object(build.architecture)
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as name:
         folder = Path(name)
         (folder / "initrd").write_bytes(first_files(build, root / "busybox", options))
-        pack(options.payload, folder / "payload")
+        wheel = [build_wheel(folder / "dist")] if options.systemd else []
+        pack(options.payload, folder / "payload", wheel)
         for index, size in enumerate(options.disks):
             if size != NULL:
                 _sparse(folder / f"nvme{index}", size_of(size))
@@ -92,9 +125,19 @@ def boot(store: Store, build: Build, options: Options, write: Write) -> End:
             disks["headers"] = headers
         argv = qemu(tools, build, options, disks, folder)
         environment = {"QEMU_MODULE_DIR": str(tools.folder / LIBRARIES / "qemu"), "TMPDIR": name}
-        end = watch(argv, environment, options.timeout, write)
+        end = watch(argv, environment, options.timeout, write, emulators or Emulators())
         status = unpack_result(folder / "result", options.out)
         return End(end.status if status is None else status, end.seconds, end.last)
+
+
+def prepare(store: Store, build: Build, options: Options) -> None:
+    """Fetch and build what the guest needs: before several boot at once, which would all do it."""
+    store.tools(build.architecture)
+    store.root(build.architecture)
+    if options.headers:
+        store.headers_disk(build)
+    if options.payload is None:
+        build_object(build.architecture)
 
 
 def qemu(tools: Tree, build: Build, options: Options, disks: dict[str, Path], folder: Path) -> list[str]:
@@ -135,11 +178,11 @@ def first_files(build: Build, busybox: Path, options: Options) -> bytes:
     """The initrd: the modules for the root image, and what the guest shall do."""
     order = load_order(FOR_ROOT, (build.modules / "modules.dep").read_text().splitlines())
     names = [Path(path).name.removesuffix(".xz") for path in order]
-    settings = {"NAMESPACES": len(options.disks), "HIDE_BTF": int(not options.btf)}
+    settings = {"NAMESPACES": len(options.disks), "HIDE_BTF": int(not options.btf), "SYSTEMD": int(options.systemd)}
     files = {
         "modules/order": "".join(f"{name}\n" for name in names),
         "guest/settings": "".join(f"{name}={value}\n" for name, value in settings.items()),
-        "guest/session.sh": (HERE / "session.sh").read_text(),
+        **{f"guest/{name}": (HERE / name).read_text() for name in SCRIPTS},
         "guest/command": shell_line(options.command) + "\n",
     }
     return initrd.archive(
@@ -162,14 +205,15 @@ def shell_line(command: Sequence[str]) -> str:
     return command[0] if len(command) == 1 else shlex.join(command)
 
 
-def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, write: Write) -> End:
+def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, write: Write, emulators: Emulators) -> End:
     """Run an emulator until it ends or its time is over. It ends with us, however we do."""
     begin = time.monotonic()
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, **environment},
-    ) as process:  # fmt: skip
+        start_new_session=True,  # a terminal's Ctrl-C is ours alone, and each has its own share of the processors
+    ) as process, emulators.running(process):  # fmt: skip
         killed = threading.Event()
 
         def kill() -> None:

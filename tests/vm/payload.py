@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-OF_THE_PROJECT = ("README.md", "bpf", "deploy", "grafana", "llmio_probe", "pyproject.toml", "tests")
+OF_THE_PROJECT = ("LICENSE", "README.md", "bpf", "deploy", "docs", "grafana", "llmio_probe", "pyproject.toml", "tests")
 LEFT_OUT = {".git", ".venv"}
 SECTOR = 512
 
 
-def pack(folder: Path | None, disk: Path) -> None:
-    """A folder, or of the working tree what the tests need."""
+def pack(folder: Path | None, disk: Path, more: Sequence[Path] = ()) -> None:
+    """A folder, or of the working tree what the tests need; and more files beside that."""
     members = sorted(folder.iterdir()) if folder else [PROJECT / name for name in OF_THE_PROJECT]
+    members += more
     with tarfile.open(disk, "w") as archive:
         for path in members:
             if path.exists():

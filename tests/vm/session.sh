@@ -1,5 +1,5 @@
-# The guest's life after its root is mounted: what a booted host has mounted and loaded, then the command, then its
-# result to the disk that the runner reads. Sourced settings: /run/guest/settings. Runs as the first process.
+# The guest's life after its root is mounted: what a booted host has mounted and loaded, then finish.sh, by itself or by a
+# service manager. Sourced settings: /run/guest/settings. Runs as the first process.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 . /run/guest/settings
 
@@ -51,11 +51,7 @@ done
 export NVME_ALL NVME=${NVME_ALL%% *}
 
 echo "vm: Linux $(uname -r) is up after $(cut -d' ' -f1 /proc/uptime) s; NVMe: $NVME_ALL"
-cd /payload
-setsid --wait bash /run/guest/command </dev/null 2>&1
-status=$?
-
-echo $status >/run/guest/status
-tar --create --file "$DISK_result" --directory / out --directory /run/guest status
-sync
-/run/guest/busybox poweroff -f
+if [ "$SYSTEMD" = 1 ]; then
+    . /run/guest/systemd.sh # which becomes the first process
+fi
+. /run/guest/finish.sh

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmio_probe.identity.mounts import Mounts, MountTable, overlay_layers
+from llmio_probe.identity.mounts import Mounts, MountTable, host_process, overlay_layers
 from tests.unit.identity.conftest import OURS, THEIRS, TOP, Proc, WriteTree
 
 ROOT, DATA, BTRFS, OVERLAY = 254 << 20, 259 << 20 | 2, 40, 42
@@ -290,3 +290,24 @@ def test_on_the_host_an_overlays_own_files_have_its_name_and_those_below_keep_th
     upper, lower = f"{layers}/ID/diff/w", f"{layers}/A/diff/w"
     assert view.name_of(ROOT, upper, upper) == "/merged/w"
     assert view.name_of(ROOT, lower, lower) == lower
+
+
+# A service, which may be shown other mounts than the host has
+
+
+def test_a_service_takes_the_hosts_mounts_from_its_first_process(proc: Proc) -> None:
+    """systemd gives it a namespace of its own, in which /data is something else."""
+    proc.process(1, OURS, TOP, "30 27 259:2 / /data rw - ext4 /dev/x rw")
+    proc.process("self", THEIRS, TOP, "30 27 259:2 / /run/private rw - ext4 /dev/x rw")
+    proc.process(5, OURS, TOP, "30 27 259:2 / /data rw - ext4 /dev/x rw")
+    root = str(proc.root / "proc")
+    assert host_process(root) == "1"
+    mounts = Mounts(root, lambda: proc.now, host=host_process(root))
+    assert mounts.host_path(DATA, "/f") == "/data/f"
+    view = mounts.view(5)
+    assert view is not None
+    assert view.name_of(DATA, "/f", "/data/f") == "/data/f"
+
+
+def test_where_the_first_process_may_not_be_asked_they_are_ours(proc: Proc) -> None:
+    assert host_process(str(proc.root / "proc")) == "self"

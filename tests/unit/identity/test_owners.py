@@ -588,3 +588,39 @@ def test_a_process_on_its_way_out_of_cgroup_v1_is_in_its_parents_cgroup(session:
     session.observe(announced(5, comm="dd", parent=4))
     session.observe(announced(6, comm="dd", parent=4))
     assert worker_of(session, 5) == worker_of(session, 6) == "dd"
+
+
+# What a running daemon changes
+
+
+def test_the_daemon_is_told_by_its_own_name(host: Host, make_identity: MakeIdentity) -> None:
+    identity = make_identity(ourselves=7)
+    host.run(7, "/usr/bin/python3", "-I", "/usr/bin/llmio-probe", "daemon", "--config", "x")
+    host.run(8, "/usr/bin/python3", "train.py")
+    owners = identity.resolve(requests(7, 8))
+    assert [identity.owners[owner].worker for owner in owners.tolist()] == ["llmio-probe", "python3"]
+
+
+def test_there_is_room_for_the_daemon_itself_however_many_others_there_are(
+    host: Host, make_identity: MakeIdentity
+) -> None:
+    identity = make_identity(limit=1, ourselves=7)
+    for pid, name in ((5, "a"), (6, "b"), (7, "python3")):
+        host.run(pid, f"/bin/{name}")
+    owners = identity.resolve(requests(5, 6, 7)).tolist()
+    assert [identity.owners[owner].worker for owner in owners] == ["a", "other", "llmio-probe"]
+
+
+def test_another_limit_and_grace_hold_from_then_on(host: Host, make_identity: MakeIdentity) -> None:
+    identity = make_identity(limit=2, grace=300)
+    for pid, name in ((5, "a"), (6, "b"), (7, "c")):
+        host.run(pid, f"/bin/{name}")
+    before = identity.resolve(requests(5, 6)).tolist()
+    assert [identity.owners[owner].worker for owner in before] == ["a", "other"]
+    identity.adjust(limit=6, grace=1)
+    after = identity.resolve(requests(5, 6, 7)).tolist()
+    assert [identity.owners[owner].worker for owner in after] == ["a", "other", "c"]  # who was folded stays it
+    host.end(5)
+    identity.expire()
+    host.now += 2
+    assert identity.expire() == before[:1]

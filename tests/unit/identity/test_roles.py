@@ -497,3 +497,25 @@ def test_samples_stand_for_records_whose_times_say_how_a_file_is_used(host: Host
         owners, files = np.full(2, FLEXGEN, np.int32), np.full(2, file, np.int32)
         book.resolve(samples, owners, files, (records, partial(np.take, indices=of)))
         assert book.role(file, FLEXGEN) == role
+
+
+def test_other_rules_hold_from_then_on_and_only_they(host: Host, make_book: MakeBook) -> None:
+    book = make_book(Rule("mine", "checkpoint", (PathPattern("/keep/**"),)))
+    kept, model, nameless = host.file("/keep/a.safetensors"), host.file("/m/a.safetensors"), host.file(None)
+    who = ((kept, VLLM), (model, VLLM), (nameless, VLLM))
+    assert roles_of(book, *who) == ["checkpoint", "weights", "other"]
+    book.use((Rule("theirs", "kv_cache", (PathPattern("/m/**"),)), *builtin_role_rules()), None)
+    assert roles_of(book, *who) == ["weights", "kv_cache", "other"]
+    book.use((), None)
+    assert roles_of(book, *who) == ["other", "other", "other"]
+
+
+def test_headers_are_looked_for_once_that_is_allowed(host: Host, make_book: MakeBook) -> None:
+    book = make_book()
+    file = host.file("/offload/t_5")
+    host.headers[file] = npy(16, 4096)
+    roles_of(book, (file, FLEXGEN))
+    assert host.reads == []
+    book.use(builtin_role_rules(), host.read_header)
+    roles_of(book, (file, FLEXGEN))
+    assert host.reads == [file]

@@ -10,6 +10,7 @@ import pytest
 from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.atomics import Atomics
 from llmio_probe.kernel.libbpf import Libbpf
+from llmio_probe.kernel.libraries import load
 from llmio_probe.kernel.probe import request_entries
 
 
@@ -63,3 +64,29 @@ def test_there_is_room_for_every_request_of_the_host_within_bounds(
     for name, (requests, queues) in disks.items():
         disk(tmp_path, name, requests, queues)
     assert request_entries(tmp_path, cpus) == entries
+
+
+# What the wheel brings
+
+
+def test_the_systems_library_comes_before_the_wheels(tmp_path: Path) -> None:
+    (tmp_path / "libc.so.6").write_text("no library")
+    assert load("libc.so.6", ctypes.CDLL, tmp_path)._name == "libc.so.6"
+
+
+def test_where_the_system_has_none_the_wheels_is_taken_and_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libc.so.6" in line)
+    for name in ("no-such-library.so.1", "what-it-needs.so.1"):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.setattr("llmio_probe.kernel.libraries.NEEDS", {"no-such-library.so.1": ("what-it-needs.so.1",)})
+    assert load("no-such-library.so.1", ctypes.PyDLL, tmp_path)._name == f"{tmp_path}/no-such-library.so.1"
+    (tmp_path / "what-it-needs.so.1").unlink()
+    with pytest.raises(OSError, match=r"what-it-needs\.so\.1"):
+        load("no-such-library.so.1", ctypes.PyDLL, tmp_path)
+
+
+def test_where_neither_has_one_it_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"no-such-library\.so\.1"):
+        load("no-such-library.so.1", ctypes.CDLL, tmp_path)

@@ -7,12 +7,12 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import start_http_server
 from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics
@@ -26,6 +26,8 @@ from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, Owne
 from llmio_probe.outputs import metrics
 from llmio_probe.outputs.metrics import METRICS, SERIES, WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
+from llmio_probe.outputs.web import MetricsServer
+from llmio_probe.outputs.web_config import Access
 from tests.unit.identity.conftest import TICK_NS, Host, announced, start_ns
 
 parse_openmetrics: Callable[[str], Iterable[Family]] = openmetrics.text_string_to_metric_families
@@ -240,18 +242,15 @@ def test_the_costs_that_the_limit_counts_are_those_of_the_metrics() -> None:
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[], Snapshot]], int]]:
     """Serve the snapshots; the port."""
-    running = []
+    with ExitStack() as running:
 
-    def start(snapshot: Callable[[], Snapshot]) -> int:
-        server, thread = start_http_server(0, "127.0.0.1", exposition(snapshot))
-        running.append((server, thread))
-        return int(server.server_port)
+        def start(snapshot: Callable[[], Snapshot]) -> int:
+            server = MetricsServer(("127.0.0.1", 0), exposition(snapshot), Access())
+            running.callback(server.close)
+            server.start()
+            return server.port
 
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        yield start
 
 
 def scrape(port: int, accept: str = "text/plain") -> tuple[str, str]:

@@ -1,0 +1,191 @@
+"""Who may scrape, and through what: the web configuration file of the Prometheus exporters, as far as it is of use.
+
+Format: prometheus/exporter-toolkit, docs/web-configuration.md. Its keys that are not here are refused by name, so that
+nobody believes in a protection that is none. Only reading and checking may go in here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmio_probe.errors import ProbeError
+from llmio_probe.text import escape
+from llmio_probe.yaml_nodes import BadNodeError, Reader, compose, one_of, read_mapping, scalar, wrong
+
+CheckPassword = Callable[[bytes, bytes], bool]
+"""Password and its bcrypt hash."""
+
+_HASH = re.compile(r"\$2[aby]?\$[0-9]{2}\$[./A-Za-z0-9]{53}")
+_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_REMEMBERED = 100
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the file says, ready for use. tls: None for plain HTTP; users: None where everybody may read."""
+
+    tls: ssl.SSLContext | None = None
+    users: Users | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls is None else "https"
+
+
+class Users:
+    """Checks what a request says of itself. A bcrypt hash takes 50 ms and more, so what was right is remembered."""
+
+    def __init__(self, hashes: Mapping[str, bytes], check: CheckPassword) -> None:
+        self._hashes = hashes
+        self._check = check
+        # Of a user that there is not, some hash is tried as well: how long it takes must not tell who there is.
+        self._some_hash = next(iter(hashes.values()))
+        self._key = os.urandom(32)
+        self._right: set[bytes] = set()
+        self._one_at_a_time = threading.Lock()  # whoever tries many passwords gets one CPU at most
+
+    def allow(self, authorization: str | None) -> bool:
+        """The value of the header: "Basic " and name:password in base64."""
+        scheme, _, encoded = (authorization or "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            said = base64.b64decode(encoded.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        name, colon, password = said.partition(b":")
+        if not colon or b"\0" in password:
+            return False
+        mark = hmac.digest(self._key, said, hashlib.sha256)
+        if mark in self._right:
+            return True
+        known = self._hashes.get(name.decode(errors="replace"))
+        with self._one_at_a_time:
+            right = self._check(password[:72], known or self._some_hash) and known is not None  # bcrypt's limit
+        if right and len(self._right) < _REMEMBERED:
+            self._right.add(mark)
+        return right
+
+
+@dataclass(frozen=True)
+class _Tls:
+    cert_file: str = ""
+    key_file: str = ""
+    client_auth_type: str = "NoClientCert"
+    client_ca_file: str = ""
+    min_version: str = "TLS12"
+
+
+@dataclass(frozen=True)
+class _File:
+    tls_server_config: _Tls | None = None
+    basic_auth_users: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def load_access(path: str | None) -> Access:
+    """Read, check, and load the certificate. ProbeError in one sentence. Without a file, all may read, by HTTP."""
+    if path is None:
+        return Access()
+    name = escape(path)
+    try:
+        with open(path, "rb") as stream:
+            root = compose(stream, name)
+    except OSError as error:
+        raise ProbeError(
+            f"cannot read the web configuration {name}: {(error.strerror or str(error)).lower()}"
+        ) from error
+    try:
+        found = _File() if root is None else _File(**read_mapping(root, _READERS))
+    except BadNodeError as error:
+        raise ProbeError(f"{name}:{error.line}: {error}") from error
+    tls = None if found.tls_server_config is None else _context(found.tls_server_config, Path(path).parent, name)
+    users = Users(found.basic_auth_users, _bcrypt(name)) if found.basic_auth_users else None
+    return Access(tls, users)
+
+
+def _context(tls: _Tls, folder: Path, name: str) -> ssl.SSLContext:
+    """Names of files are relative to the configuration's folder."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[tls.min_version]
+    _load(name, "certificate and key", lambda: context.load_cert_chain(folder / tls.cert_file, folder / tls.key_file))
+    if tls.client_auth_type == "RequireAndVerifyClientCert":
+        _load(name, "client_ca_file", lambda: context.load_verify_locations(folder / tls.client_ca_file))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _load(name: str, what: str, load: Callable[[], None]) -> None:
+    try:
+        load()
+    except ssl.SSLError as error:
+        raise ProbeError(f"{name}: the {what} cannot be used: {error.reason or error}".lower()) from None
+    except OSError as error:
+        raise ProbeError(
+            f"{name}: the {what} cannot be read: {(error.strerror or str(error)).lower()}; "
+            "the daemon's account must be allowed to"
+        ) from None
+
+
+def _bcrypt(name: str) -> CheckPassword:
+    """An extra, as most leave the daemon on loopback, where nobody asks for a password."""
+    try:
+        import bcrypt
+    except ImportError:
+        raise ProbeError(
+            f"{name}: basic_auth_users needs the Python package bcrypt: pip install 'llmio-probe[web]'"
+        ) from None
+    check: CheckPassword = bcrypt.checkpw
+    return check
+
+
+def _tls(key: str, node: yaml.Node) -> _Tls:
+    found = _Tls(**read_mapping(node, _TLS_READERS))
+    for needed, wanted in (
+        ("cert_file", True), ("key_file", True), ("client_ca_file", found.client_auth_type != "NoClientCert"),
+    ):  # fmt: skip
+        if wanted and not getattr(found, needed):
+            raise BadNodeError(node, f"{key} needs {needed}")
+    return found
+
+
+def _users(key: str, node: yaml.Node) -> dict[str, bytes]:
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        raise wrong(key, node, "lines of the form name: bcrypt hash")
+    users: dict[str, bytes] = {}
+    for name, value in node.value:
+        hashed = scalar(value)
+        if not isinstance(hashed, str) or not _HASH.fullmatch(hashed):
+            # Not what stands there: it may be the password.
+            raise BadNodeError(value, f"each of {key} must be a bcrypt hash, as htpasswd -nB makes it: $2y$…")
+        users[str(name.value)] = hashed.encode()
+    return users
+
+
+def _file_name(key: str, node: yaml.Node) -> str:
+    value: Any = scalar(node)
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise wrong(key, node, "the name of a file")
+    return value
+
+
+_TLS_READERS: Mapping[str, Reader] = {
+    "cert_file": _file_name,
+    "key_file": _file_name,
+    "client_auth_type": one_of("NoClientCert", "RequireAndVerifyClientCert"),
+    "client_ca_file": _file_name,
+    "min_version": one_of(*_VERSIONS),
+}
+_READERS: Mapping[str, Reader] = {"tls_server_config": _tls, "basic_auth_users": _users}

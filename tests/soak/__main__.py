@@ -1,0 +1,194 @@
+"""`make soak`: the daemon for an hour under load that comes and goes. Flat memory, exact counters, nothing left behind.
+
+`python -m tests.soak MINUTES`. On a loop device of its own fio reads without a pause, while workers with ever new names
+read a little each and end. It prints a line a minute, and at the end what was promised and how it came out; exit
+status 1 when something did not hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.live.daemons import Daemon, running_daemon
+from tests.live.harness import HANG, Disk, completed, fio, fio_totals, stir
+from tests.live.system import loop_device
+
+DISK_BYTES = 256 << 20
+BLOCK = 4096
+FIO_REQUESTS = 20011
+WORKER_REQUESTS = 101
+WORKERS_A_ROUND = 5
+GRACE_SECONDS = 10
+LOAD = ("--direct=1", "--rw=randread", "--bs=4k", "--blockalign=8k", "--ioengine=libaio", "--iodepth=32")
+WARM_UP = 0.25
+"""The part of the time after which memory has to stay what it is."""
+GROWTH_ALLOWED = 2 << 20
+"""Bytes, over all the rest: what an allocator needs to and fro, not an amount a round."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The daemon at one moment. memory: bytes of its own, the rings not among them."""
+
+    seconds: float
+    memory: int
+    descriptors: int
+    threads: int
+    series: int
+
+
+@dataclass
+class Load:
+    """What was asked of the disk so far, by the account of those who asked."""
+
+    fio_requests: int = 0
+    worker_requests: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Promise:
+    text: str
+    holds: bool
+
+
+def main(minutes: float) -> int:
+    with scene() as (running, disk, folder):
+        before = completed(disk.device)
+        load, samples = carry_load(running, disk, folder, minutes * 60)
+        promises = judge(running, disk, load, samples, before)
+    for promise in promises:
+        print(f"{'ok  ' if promise.holds else 'FAIL'}  {promise.text}")
+    return 0 if all(promise.holds for promise in promises) else 1
+
+
+@contextmanager
+def scene() -> Iterator[tuple[Daemon, Disk, Path]]:
+    with tempfile.TemporaryDirectory(prefix="llmio-soak-", dir="/var/tmp") as name, loop_device(DISK_BYTES) as disk:
+        folder = Path(name)
+        folder.chmod(0o755)
+        subprocess.run(["dd", "if=/dev/zero", f"of={disk.path}", "bs=1M", "oflag=direct"], stderr=subprocess.DEVNULL)
+        with running_daemon(folder, f"grace_seconds: {GRACE_SECONDS}\ndevices: [{disk.device}]\n") as running:
+            yield running, disk, folder
+
+
+def carry_load(running: Daemon, disk: Disk, folder: Path, seconds: float) -> tuple[Load, Sequence[Sample]]:
+    load, samples = Load(), [sample(running, 0)]
+    begin = time.monotonic()
+    told = 0.0
+    report = folder / "fio.json"
+    while (now := time.monotonic() - begin) < seconds:
+        with subprocess.Popen(fio(disk, *LOAD, requests=FIO_REQUESTS, report=report)) as job:
+            for _ in range(WORKERS_A_ROUND):
+                load.workers += 1
+                load.worker_requests += short_worker(disk, folder / f"soaker-{load.workers}")
+            assert job.wait(HANG) == 0
+        load.fio_requests += fio_totals(report)["read"][0]
+        samples.append(sample(running, now))
+        if now >= told:
+            print(describe(samples[-1], load), flush=True)
+            told = now + 60
+    return load, samples
+
+
+def short_worker(disk: Disk, program: Path) -> int:
+    """A command that nobody has heard of before, and never will again."""
+    program.symlink_to("/usr/bin/dd")
+    command: list[str | Path] = [
+        program,
+        f"if={disk.path}",
+        "of=/dev/null",
+        f"bs={BLOCK}",
+        f"count={WORKER_REQUESTS}",
+        "iflag=direct",
+    ]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=HANG)
+    program.unlink()
+    return WORKER_REQUESTS
+
+
+def sample(running: Daemon, seconds: float) -> Sample:
+    process = Path(f"/proc/{running.process.pid}")
+    status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
+    lines = [line for line in running.scrape().splitlines() if not line.startswith("#")]
+    return Sample(
+        seconds, int(status["RssAnon"]) << 10, len(os.listdir(process / "fd")), int(status["Threads"]), len(lines)
+    )
+
+
+def describe(found: Sample, load: Load) -> str:
+    return (
+        f"{found.seconds / 60:5.1f} min: {found.memory / (1 << 20):5.1f} MiB, {found.descriptors} descriptors, "
+        f"{found.threads} threads, {found.series} series; {load.fio_requests:,} requests of fio's, "
+        f"{load.workers} workers have come and gone"
+    )
+
+
+def judge(
+    running: Daemon, disk: Disk, load: Load, samples: Sequence[Sample], completed_before: int
+) -> Sequence[Promise]:
+    # Requests whose end the host did not show are told when their place is used again (tests/live/harness.py).
+    load.worker_requests += sum(stir(disk).values()) // BLOCK
+    time.sleep(2)
+    return [
+        *counters(running, disk, load, completed(disk.device) - completed_before),
+        memory([found for found in samples if found.seconds >= WARM_UP * samples[-1].seconds]),
+        flat("descriptors", [found.descriptors for found in samples]),
+        flat("series", [found.series for found in samples if found.seconds > 2 * GRACE_SECONDS]),
+        left_behind(running),
+    ]
+
+
+def counters(running: Daemon, disk: Disk, load: Load, disks: int) -> Iterator[Promise]:
+    """disks: what the block layer itself says the disk has done, whoever asked."""
+    labels: Mapping[str, str] = {"device": disk.device}
+    counted = running.value("llmio_requests_total", worker="fio", op="read", **labels)
+    size = running.value("llmio_bytes_total", worker="fio", op="read", **labels)
+    yield Promise(f"requests of fio's: {load.fio_requests:,}, counted {counted:,.0f}", counted == load.fio_requests)
+    yield Promise(f"bytes of fio's: {size:,.0f} counted", size == BLOCK * load.fio_requests)
+    asked = load.fio_requests + load.worker_requests
+    started = running.value("llmio_requests_started_total", **labels)
+    merged = running.value("llmio_requests_merged_total", **labels)
+    text = f"requests of all: {asked:,} asked for, {disks:,} by the disk's account, {started - merged:,.0f} counted"
+    yield Promise(text, started - merged == disks >= asked)
+    lost = running.value("llmio_records_lost_total")
+    yield Promise(f"records lost: {lost:.0f}", lost == 0)
+
+
+def memory(samples: Sequence[Sample]) -> Promise:
+    """The last quarter against the first of those after the warm-up."""
+    quarter = max(1, len(samples) // 4)
+    first, last = (sum(found.memory for found in part) / quarter for part in (samples[:quarter], samples[-quarter:]))
+    text = f"memory: {first / (1 << 20):.1f} MiB after the warm-up, {last / (1 << 20):.1f} MiB at the end"
+    return Promise(text, last - first <= GROWTH_ALLOWED)
+
+
+def flat(name: str, values: Sequence[int]) -> Promise:
+    """The most of the second half is not above the most of the first by more than a fifth."""
+    if not values:
+        return Promise(f"{name}: too short a run to tell", True)
+    half = max(1, len(values) // 2)
+    first, last = max(values[:half]), max(values[half:], default=0)
+    return Promise(f"{name}: at most {first} in the first half, {last} in the second", last <= first * 1.2)
+
+
+def left_behind(running: Daemon) -> Promise:
+    deadline = time.monotonic() + 3 * GRACE_SECONDS
+    while (names := set(re.findall(r'worker="((?:fio|soaker)[^"]*)"', running.scrape()))) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(1)
+    return Promise(f"workers with series after their grace time: {', '.join(sorted(names)) or 'none'}", not names)
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60))

@@ -1,0 +1,156 @@
+"""What is shipped beside the program: the unit's sandbox, what make install puts there and uninstall takes away."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmio_probe.rights import FOR_LIFE, LOADING, Capability, names
+
+PROJECT = Path(__file__).parents[2]
+UNIT = PROJECT / "deploy" / "llmio-probe.service"
+MOST_EXPOSED = 2.0
+PATIENCE = 600
+
+
+def run(*argv: str | Path, **environ: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in argv], capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **environ}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def directives(unit: Path) -> dict[str, str]:
+    """Of the section Service; of those that may come more than once, the last."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(unit)
+    return dict(parser["Service"])
+
+
+def test_the_sandbox_is_rated_as_strict_as_is_promised() -> None:
+    rating = run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT, LC_ALL="C")
+    found = re.search(r"Overall exposure level for llmio-probe\.service: ([0-9.]+)", rating)
+    assert found, rating
+    assert float(found[1]) <= MOST_EXPOSED, rating
+
+
+def test_the_service_gets_the_capabilities_that_the_program_says_it_needs_and_no_other() -> None:
+    service = directives(UNIT)
+    wanted = {f"CAP_{capability.name}" for capability in LOADING | FOR_LIFE | {Capability.SYSLOG}}
+    assert set(service["AmbientCapabilities"].split()) == wanted
+    assert set(service["CapabilityBoundingSet"].split()) == wanted
+    assert names(LOADING) == "CAP_BPF and CAP_PERFMON"
+
+
+def test_system_calls_that_it_makes_are_not_filtered() -> None:
+    """The filter is a list of sets; what is not in them shows only when it is called, which here may be never."""
+    lines = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE)
+    allowed: set[str] = set()
+    for line in lines:
+        for word in line.removeprefix("~").split():
+            allowed = allowed - calls(word) if line.startswith("~") else allowed | calls(word)
+    assert {
+        "bpf", "capset", "prctl", "process_vm_readv", "epoll_wait", "accept4", "mmap", "sendto",
+    } <= allowed  # fmt: skip
+    assert (
+        not {"ptrace", "process_vm_writev", "mount", "setuid", "init_module", "perf_event_open", "open_by_handle_at"}
+        & allowed
+    )
+
+
+def calls(word: str) -> set[str]:
+    """The system calls of a set, its subsets included."""
+    if not word.startswith("@"):
+        return {word}
+    listed = [line.strip() for line in run("systemd-analyze", "syscall-filter", word).splitlines()[1:]]
+    return {call for item in listed if item and not item.startswith("#") for call in calls(item)}
+
+
+# make install
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it was put, by a packager who brings the dependencies himself."""
+    folder = tmp_path_factory.mktemp("root")
+    make("install", folder)
+    return folder
+
+
+def make(target: str, folder: Path) -> str:
+    # What this pytest was started by must not lend its job slots.
+    inherited = {"MAKEFLAGS": "", "MFLAGS": ""}
+    return run(
+        "make", "-C", PROJECT, target, f"DESTDIR={folder}", "PREFIX=/opt/llmio", "PIP_FLAGS=--no-deps", **inherited
+    )
+
+
+def files(folder: Path) -> set[str]:
+    return {f"/{path.relative_to(folder)}" for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_everything_is_in_place(root: Path) -> None:
+    placed = files(root)
+    assert {
+        "/opt/llmio/bin/llmio-probe",
+        "/opt/llmio/lib/llmio-probe/llmio_probe/daemon.py",
+        "/opt/llmio/lib/systemd/system/llmio-probe.service",
+        "/opt/llmio/share/doc/llmio-probe/daemon.md",
+        "/opt/llmio/share/doc/llmio-probe/LICENSE",
+        "/etc/llmio-probe/llmio-probe.yaml",
+    } <= placed
+    elsewhere = {name for name in placed if not name.startswith(("/opt/llmio/", "/etc/llmio-probe/"))}
+    assert elsewhere == set()
+    objects = [
+        name for name in placed if name.startswith("/opt/llmio/lib/llmio-probe/llmio_probe/kernel/objects/probe.")
+    ]
+    assert len(objects) == 1
+    assert "/opt/llmio/lib/llmio-probe/llmio_probe/kernel/carried/libbpf.so.1" in placed
+
+
+def test_the_program_starts_by_what_was_installed(root: Path) -> None:
+    program = root / "opt/llmio/bin/llmio-probe"
+    first, *_ = program.read_text().splitlines()
+    assert os.access(program, os.X_OK)
+    assert first.endswith(" -I")  # nobody's environment or home changes what it runs
+    here = root / "here"  # DESTDIR is no root to run from: the same file, with the folder's name as it is here
+    here.write_text(program.read_text().replace('"/opt/llmio', f'"{root}/opt/llmio'))
+    said = run(first.removeprefix("#!").split()[0], "-I", here, "--version")
+    here.unlink()
+    assert re.fullmatch(r"llmio-probe \d\S*\n", said)
+
+
+def test_the_installed_unit_names_what_was_installed(root: Path) -> None:
+    unit = root / "opt/llmio/lib/systemd/system/llmio-probe.service"
+    service = directives(unit)
+    assert service["ExecStart"] == "/opt/llmio/bin/llmio-probe daemon --config /etc/llmio-probe/llmio-probe.yaml"
+    assert "/usr/local" not in unit.read_text()
+    # It has no mistakes; that its program is not where it will be is no mistake of the unit's.
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE)
+    complaints = [line for line in done.stderr.splitlines() if "llmio-probe.service" in line]
+    assert [line for line in complaints if "is not executable" not in line] == []
+
+
+def test_a_configuration_that_is_there_is_kept(root: Path) -> None:
+    config = root / "etc/llmio-probe/llmio-probe.yaml"
+    config.write_text("workers: 7\n")
+    make("install", root)
+    assert config.read_text() == "workers: 7\n"
+
+
+def test_uninstall_leaves_nothing_of_ours_and_all_of_others(root: Path) -> None:
+    theirs = root / "opt/llmio/lib/systemd/system/other.service"
+    theirs.write_text("[Unit]\n")
+    make("uninstall", root)
+    assert files(root) == {"/opt/llmio/lib/systemd/system/other.service"}
+    theirs.unlink()
+    make("uninstall", root)  # again is no mistake
+    assert files(root) == set()
+    assert not (root / "etc/llmio-probe").exists()

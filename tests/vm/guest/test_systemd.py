@@ -1,0 +1,147 @@
+"""The shipped unit on a host that systemd has booted: what it serves from its sandbox is what root sees without one."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.live.harness import HANG, Actor, Live, run
+from tests.live.system import Volume
+from tests.vm.guest.devices import wait_until
+
+pytestmark = pytest.mark.guest("systemd")
+
+BLOCK = 4096
+READS, WRITES = 211, 101
+PAYLOAD = Path("/payload")
+SYS_PTRACE, BPF = 1 << 19, 1 << 39
+TABLES_WITHOUT_RIGHTS_SINCE = (5, 19)
+DEEPSPEED = ("env", "CROSS_RANK=3", "CROSS_SIZE=4", "LOCAL_SIZE=4", "RANK=3")
+
+Streams = dict[tuple[str, ...], tuple[float, float]]
+"""Requests and bytes of the worker, by itself, op, engine, path and role."""
+WORKER = "deepspeed-rank3"
+LABELS = ("worker", "op", "engine", "path", "role")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llmio-probe.service, installed from the wheel by `make install`'s own script, and started."""
+    [wheel] = PAYLOAD.glob("*.whl")
+    pip = tmp_path_factory.mktemp("pip") / "pip"  # there is none in a guest; its dependencies are there
+    pip.write_text(f'#!/bin/sh\nexec python3 -m zipfile -e {wheel} "$3"\n')
+    pip.chmod(0o755)
+    settings = {"DESTDIR": "", "PREFIX": "/usr/local", "SYSCONFDIR": "/etc", "INTERPRETER": "/usr/bin/python3"}
+    script = [PAYLOAD / "deploy" / "install.sh"]
+    environ = {**os.environ, **settings, "PIP": str(pip)}
+    run(*script, "install", env=environ)
+    config = Path("/etc/llmio-probe/llmio-probe.yaml")
+    config.write_text(config.read_text().replace("interval_seconds: 1.0", "interval_seconds: 0.2"))
+    run("systemctl", "start", "llmio-probe")
+    yield "llmio-probe"
+    run(*script, "uninstall", env=environ)
+    assert not Path("/usr/local/bin/llmio-probe").exists()
+
+
+def shown(service: str, name: str) -> str:
+    return run("systemctl", "show", "--property", name, "--value", service).strip()
+
+
+def served(device: str) -> Streams:
+    with urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=HANG) as answer:
+        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    requests, size = (
+        {
+            tuple(sample.labels[label] for label in LABELS): sample.value
+            for sample in families[name].samples
+            if sample.labels["device"] == device and sample.labels["op"] in ("read", "write")
+        }
+        for name in ("llmio_requests", "llmio_bytes")
+    )
+    return {key: (requests[key], size[key]) for key in requests if key[0] == WORKER}
+
+
+def seen(session: Live, device: str) -> Streams:
+    """The same of root's session, whose streams are by process."""
+    counted: Counter[tuple[tuple[str, ...], str]] = Counter()
+    for stream in session.interrupt()["streams"]:
+        if stream["device"] == device and stream["op"] in ("read", "write") and stream["worker"] == WORKER:
+            key = tuple(stream[label] for label in LABELS)
+            for what in ("requests", "bytes"):
+                counted[key, what] += stream[what]
+    return {key: (counted[key, "requests"], counted[key, "bytes"]) for key, _ in counted}
+
+
+def play(volume: Volume) -> None:
+    """A worker of DeepSpeed's reads weights directly and writes a checkpoint through the page cache."""
+    folder = volume.folder / "private"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    weights = folder / "model-00001-of-00002.safetensors"
+    if not weights.exists():
+        weights.write_bytes(os.urandom(2 * BLOCK * READS))
+        weights.chmod(0o600)
+        volume.settle()
+    with Actor(*DEEPSPEED) as actor:
+        actor.do("submit", weights, "read", BLOCK, READS, 0, 2 * BLOCK)
+        actor.do("write", folder / "mp_rank_00_model_states.pt", 0, WRITES * BLOCK)
+        volume.settle()
+
+
+def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
+    service: str, ext4_volume: Volume, live: Callable[..., Live]
+) -> None:
+    device = ext4_volume.disk.device
+    play(ext4_volume)
+    run("systemctl", "reload", service)
+    before = served(device)
+    session = live("--all", "--device", device)
+    play(ext4_volume)
+    expected = seen(session, device)
+    read = (WORKER, "read", "libaio", "direct", "weights")
+    written = (WORKER, "write", "posix", "writeback", "checkpoint")
+    assert expected[read] == (READS, READS * BLOCK)
+    assert expected[written][1] == WRITES * BLOCK
+
+    def increase() -> Streams:
+        after = served(device)
+        grown = {key: tuple(b - a for a, b in zip(before.get(key, (0, 0)), after[key], strict=True)) for key in after}
+        return {key: (requests, size) for key, (requests, size) in grown.items() if requests or size}
+
+    wait_until(lambda: increase()[read] == expected[read], "the daemon has not counted the reads")
+    wait_until(lambda: increase()[written] == expected[written], "the daemon has not counted the writes")
+    assert increase() == expected
+
+    run("systemctl", "restart", service)
+    assert read not in served(device)
+    play(ext4_volume)
+    wait_until(lambda: served(device).get(read) == expected[read], "a restarted daemon does not count")
+
+
+def test_it_never_is_root_and_holds_what_it_needs_only(service: str) -> None:
+    pid = int(shown(service, "MainPID"))
+    kernel = tuple(map(int, os.uname().release.split(".")[:2]))
+    needed = SYS_PTRACE if kernel >= TABLES_WITHOUT_RIGHTS_SINCE else SYS_PTRACE | BPF
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = (task / "status").read_text()
+        fields = dict(re.findall(r"^(\w+):\t(.*)$", status, re.MULTILINE))
+        assert "0" not in fields["Uid"].split()
+        held = needed if int(task.name) == pid else 0
+        assert [int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [held, held, 0, 0]
+        assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+
+
+def test_systemd_knows_how_it_is(service: str) -> None:
+    assert shown(service, "ActiveState") == "active"
+    assert shown(service, "StatusText") == "serving http://127.0.0.1:9464/metrics"
+    assert shown(service, "WatchdogUSec") == "30s"
+    run("systemctl", "stop", service)
+    assert shown(service, "Result") == "success"
+    run("systemctl", "start", service)
+    assert shown(service, "NRestarts") == "0"
