@@ -5,13 +5,14 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.builders import stat
 
-from grafana.panels import BYTES, NUMBER, RATIO, REQUESTS, SECONDS, frame, graph, number, rows
-from grafana.queries import HOST, rate, share, total
+from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, REQUESTS, SECONDS, frame, graph, number, rows
+from grafana.queries import DATA, HOST, or_zero, rate, share, total
 
 ATTRIBUTED = "llmio_attributed_bytes_total"
 ON_A_REQUEST = 'program=~"block_io_start|block_getrq|block_rq_issue|block_rq_complete"'
 """Programs that run once for each request, nearly; the others run rarely, or on calls."""
 
+OURS = 'worker="llmio-probe"'
 OF_PROBES = "and on (instance, job) llmio_build_info"
 """process_* and scrape_* of other exporters on the same host do not count."""
 
@@ -61,7 +62,7 @@ def dashboard() -> build.Dashboard:
             graph(
                 "Whose bytes",
                 "Read and write bytes on disks by what is known of their owner.",
-                "binBps",
+                BANDWIDTH,
                 (total("kind", ATTRIBUTED, HOST), "{{kind}}"),
                 stacked=True,
             )
@@ -141,10 +142,23 @@ def dashboard() -> build.Dashboard:
             )
         )
         .with_panel(
-            rows("Versions",
+            graph(
+                "Its own I/O",
+                "What the daemon itself had the disks do: next to nothing, its log and its own pages.",
+                BANDWIDTH,
+                (
+                    or_zero(total("op", "llmio_bytes_total", HOST, OURS, DATA), {"op": "read"}, {"op": "write"}),
+                    "{{op}}",
+                ),
+            )
+        )
+        .with_panel(
+            rows(
+                "Versions",
                 "Which version runs where, and how its programs got in.",
                 f"llmio_build_info{{{HOST}}}",
                 *("instance", "version", "loader"),
+                width=12,
             )
         )
     )  # fmt: skip

@@ -112,6 +112,7 @@ def test_counters_and_gauges_are_exposed_to_the_byte(scrape: Any, full_snapshot:
         'llmio_missed_probes_total{program="issue"} 0.0',
         'llmio_program_cost_seconds{program="issue"} 1.5e-07',
         'llmio_kernel_memory_bytes{map="requests"} 8.388608e+06',
+        'llmio_ring_peak_ratio{ring="requests"} 0.25',
         'llmio_device_info{device="nvme0n1",layer="disk"} 1.0',
         'llmio_build_info{loader="core",version="0.1.0"} 1.0',
     ):
