@@ -20,7 +20,7 @@ VM_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup setup-dev packages packages-test packages-vm packages-frameworks objects run install uninstall \
-	test test-matrix test-vm test-frameworks unit speed lint bench soak clean
+	test test-matrix test-vm test-frameworks unit speed lint dashboards bench soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,6 +62,10 @@ lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --python-version 3.11 -p grafana
+
+dashboards: setup-dev ## write grafana/dashboards/*.json anew, from the code beside them
+	.venv/bin/python -m grafana
 
 bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench

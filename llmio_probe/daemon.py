@@ -15,8 +15,6 @@ import sys
 import time
 from dataclasses import replace
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-
 from llmio_probe import __version__, rights
 from llmio_probe.aggregate.series import Series
 from llmio_probe.config import DaemonConfig, load, needs_restart
@@ -35,7 +33,8 @@ from llmio_probe.identity.roles import ReadHeader, RoleBook
 from llmio_probe.kernel.probe import EndCost, Probe
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.options import probe_options
-from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
+from llmio_probe.outputs.metrics import WORKER_SERIES
+from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import load_access
 from llmio_probe.pipeline import Pipeline
@@ -109,7 +108,7 @@ class Exporter:
             rules, self._files.files, self._identity.framework_of,
             undecided=False, clock=time.monotonic, read_header=read_header,
         )  # fmt: skip
-        self._series = Series(detail=False)
+        self._series = Series(detail=False, most_series=WORKER_SERIES)
         self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
         self._snapshot = self._take_snapshot()
 
@@ -135,13 +134,10 @@ class Exporter:
 
     def _listen(self) -> MetricsServer:
         """While we may still open any port and read any key."""
-        registry = CollectorRegistry()
-        registry.register(ProbeCollector(lambda: self._snapshot))
-        ProcessCollector(registry=registry)
         address = self._config.listen
         access = load_access(self._config.web_config)
         try:
-            return MetricsServer(address, registry, access)
+            return MetricsServer(address, exposition(lambda: self._snapshot), access)
         except OSError as error:
             raise ProbeError(
                 f"cannot listen on {address}: {(error.strerror or str(error)).lower()}; "
@@ -247,7 +243,7 @@ class Exporter:
             # The pipeline goes on changing its owners while a scrape reads these.
             owners={index: replace(owner) for index, owner in identity.owners.items()},
             devices=self._devices,
-            folded=identity.folded,
+            folded=identity.folded + series.folded,
             version=__version__,
             loader=self._probe.loader,
         )

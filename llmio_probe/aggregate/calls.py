@@ -5,6 +5,7 @@ Only counting may go in here, as in series.py, whose part it is. What was counte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from llmio_probe.aggregate.buckets import (
     REQUESTS_EXPONENTS,
     bucket,
 )
+from llmio_probe.aggregate.limit import folded
 from llmio_probe.aggregate.rows import CallDistributions, Distribution, Submission
 from llmio_probe.aggregate.table import Rows
 from llmio_probe.kernel.records import CallFlag, Engine, Op, Records
@@ -27,16 +29,23 @@ _ENGINE_BITS = _OP_BITS = 3
 Ints = NDArray[np.int64]
 
 
+CALL_SERIES = 50
+"""What Prometheus shows of an owner and an engine, see series.py."""
+
+
 class Calls:
-    def __init__(self) -> None:
+    """rows: makes the tables whose rows show in Prometheus (limit.py)."""
+
+    def __init__(self, rows: Callable[..., Rows]) -> None:
         latency, requests = len(LATENCY_EDGES) + 1, len(REQUESTS_EDGES) + 1
         self._submissions = Rows(
             {"calls": ("i8", ()), "requests": ("i8", ()), "bytes": ("i8", ()), "parts": ("i8", ()),
              "submit": ("f8", ()), "wait": ("f8", ())}
         )  # fmt: skip
-        self._calls = Rows(
+        self._calls = rows(
             {"requests": ("i8", (requests,)), "submit": ("i8", (latency,)), "wait": ("i8", (latency,)),
-             "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())}
+             "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())},
+            _ENGINE_BITS, lambda key: [(("call", key), CALL_SERIES)],
         )  # fmt: skip
 
     def add(self, records: Records, owners: NDArray[np.int32]) -> None:
@@ -125,6 +134,11 @@ class Calls:
         self._submissions.keep(~np.isin(self._submissions.keys >> (_ENGINE_BITS + _OP_BITS), owners))
         self._calls.keep(~np.isin(self._calls.keys >> _ENGINE_BITS, owners))
 
+    @property
+    def folded(self) -> int:
+        """As of Series."""
+        return folded(self._calls)
+
     def submissions(self) -> list[Submission]:
         table = self._submissions
         found = []
@@ -160,5 +174,5 @@ class Calls:
                 distribution("submit", row, 1e9),
                 distribution("wait", row, 1e9),
             )
-            for row, key in enumerate(table.keys.tolist())
+            for row, key in table.rows()
         ]

@@ -24,6 +24,7 @@ from llmio_probe.aggregate.busy import BusyTime, chains
 from llmio_probe.aggregate.calls import Calls
 from llmio_probe.aggregate.combinations import Combined, select, singly
 from llmio_probe.aggregate.files import FileTable
+from llmio_probe.aggregate.limit import Need, folded, rows_within
 from llmio_probe.aggregate.rows import (
     STAGES,
     AttributedBytes,
@@ -51,9 +52,14 @@ _DEVICE_BITS = 12
 _STATUS_BITS = 8
 _STREAM_BITS = _DEVICE_BITS + _OP_BITS + _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
 """What a stream's key holds beside its owner."""
+_ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
 
 _PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache."""
+
+STREAM_SERIES, SIZE_SERIES, LATENCY_SERIES, ERROR_SERIES = 2, 17, 51, 1
+"""What Prometheus shows of a row: requests and bytes; of each (owner, device, op, role), and of each (owner, device,
+op); of each status. outputs/metrics.py has the buckets, a test holds them together."""
 
 Ints = NDArray[np.int64]
 
@@ -62,10 +68,12 @@ class Series:
     """Totals since it was made.
 
     detail: keep what exact sizes, latency percentiles and the list of files need (ad-hoc sessions): 20 kB a stream.
+    most_series: so many in Prometheus (see limit.py); None: as many as there are.
     """
 
-    def __init__(self, *, detail: bool) -> None:
+    def __init__(self, *, detail: bool, most_series: int | None = None) -> None:
         self._detail = detail
+        rows = rows_within(most_series)
         size, latency = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1
         fields: dict[str, tuple[Any, tuple[int, ...]]] = {
             **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum", "added_up"), ("i8", ())),
@@ -75,12 +83,12 @@ class Series:
             fields |= {stage: ("i8", (latency,)), f"{stage}_sum": ("i8", ()), f"{stage}_max": ("i8", ())}
             if detail:
                 fields[f"{stage}_fine"] = ("u4", (latencies.COLUMNS,))
-        self._streams = Rows(fields)
+        self._streams = rows(fields, _STREAM_BITS, _stream_needs, _coarse_stream)
         self._sizes = Rows({"requests": ("i8", ())})
-        self._errors = Rows({"requests": ("i8", ())})
+        self._errors = rows({"requests": ("i8", ())}, _ERROR_BITS, lambda key: [(("error", key), ERROR_SERIES)])
         self._users = Rows({})  # owners on a device
         self._files = FileTable()
-        self._calls = Calls()
+        self._calls = Calls(rows)
         kinds, ops = ("i8", (2 * len(OwnerKind),)), ("i8", (len(Op),))
         self._devices = Rows(
             {"attributed": kinds, "shared": kinds, **dict.fromkeys(("requests", "bytes", "requeues", "in_flight"), ops)}
@@ -271,7 +279,7 @@ class Series:
         self._sizes = self._moved_sizes(np.cumsum(stays) - 1)
         self._streams.keep(stays)
         self._files.forget(np.flatnonzero(np.isin(self._users.keys >> _DEVICE_BITS, gone)))
-        self._errors.keep(~np.isin(self._errors.keys >> (_DEVICE_BITS + _OP_BITS + _STATUS_BITS), gone))
+        self._errors.keep(~np.isin(self._errors.keys >> _ERROR_BITS, gone))
         self._calls.forget(gone)
 
     def settle_roles(self, final: Mapping[int, int]) -> None:
@@ -295,6 +303,11 @@ class Series:
         """The sizes once their streams are in these rows."""
         keys = self._sizes.keys
         return self._sizes.merged(rows[keys >> 32] << 32 | keys & 0xFFFFFFFF)[0]
+
+    @property
+    def folded(self) -> int:
+        """Label sets so far that are counted under "other", because there was no room for more series."""
+        return folded(self._streams) + folded(self._errors) + self._calls.folded
 
     # --- rows
 
@@ -329,7 +342,7 @@ class Series:
                     for stage in STAGES
                 },
             )
-            for row, key in enumerate(table.keys.tolist())
+            for row, key in table.rows()
         ]
 
     @staticmethod
@@ -348,14 +361,16 @@ class Series:
 
     def request_distributions(self) -> list[RequestDistributions]:
         table = self._streams
-        if not len(table):
+        shown = table.shown
+        if not len(shown):
             return []
         # Streams that only engine and path tell apart, one after the other.
-        role_bits = table.keys & (1 << _ROLE_BITS) - 1
+        role_bits = table.keys[shown] & (1 << _ROLE_BITS) - 1
         role = np.where(role_bits < FIRST_UNDECIDED, role_bits, OTHER_ROLE)
-        keys = table.keys >> (_ENGINE_BITS + _PATH_BITS + _ROLE_BITS) << _ROLE_BITS | role
+        keys = table.keys[shown] >> (_ENGINE_BITS + _PATH_BITS + _ROLE_BITS) << _ROLE_BITS | role
         order = np.argsort(keys, kind="stable")
         keys, first = np.unique(keys[order], return_index=True)
+        order = shown[order]
 
         def merged(field: str) -> NDArray[np.int64]:
             totals: NDArray[np.int64] = np.add.reduceat(table[field][order], first, axis=0)
@@ -378,7 +393,7 @@ class Series:
             ErrorCount(
                 *self._split(key >> _STATUS_BITS), key & ((1 << _STATUS_BITS) - 1), int(self._errors["requests"][row])
             )
-            for row, key in enumerate(self._errors.keys.tolist())
+            for row, key in self._errors.rows()
         ]
 
     def submissions(self) -> list[Submission]:
@@ -440,3 +455,20 @@ def _busy_intervals(
         seen &= issued > 0
         uses, issued, done = uses[seen], issued[seen], done[seen]
     return chains(uses, issued, done)
+
+
+_DETAIL_BITS = _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
+
+
+def _stream_needs(key: int) -> list[Need]:
+    owner_device_op, role = key >> _DETAIL_BITS, key & ((1 << _ROLE_BITS) - 1)
+    return [
+        (("stream", key), STREAM_SERIES),
+        (("size", owner_device_op, role), SIZE_SERIES),
+        (("latency", owner_device_op), LATENCY_SERIES),
+    ]
+
+
+def _coarse_stream(labels: int) -> int:
+    """Device and op stay; engine and path are unknown, the role is other."""
+    return labels >> _DETAIL_BITS << _DETAIL_BITS | OTHER_ROLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,15 @@ class Rows:
                 return self._row_of.take(place)
         self._append(np.setdiff1d(keys, self._sorted))
         return self._row_of[np.searchsorted(self._sorted, keys)]
+
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        """The rows that something may be counted in, in order."""
+        return np.arange(len(self))
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """Each of these, and its key."""
+        return zip(self.shown.tolist(), self._keys[self.shown].tolist(), strict=True)
 
     def add(self, field: str, rows: NDArray[np.int64], amounts: NDArray[Any] | None = None) -> None:
         """Add amounts (1 each without) to a one-number field, rows repeating freely. Exact below 2^53 a batch."""

@@ -5,7 +5,10 @@ Declarations only; prometheus.py fills them. Adding or renaming one changes what
 Series: 17 for each (worker, device, op, role) and (worker, device, op, stage), 50 for each (worker, engine) that makes
 calls, 2 a stream. 24 workers and "other", each reading and writing one kind of file on one device, stay below 5,000
 (a test counts them); each further role that a worker reads or writes adds 19. What keeps the number down is the
-identity room's limit on workers; folding some away here, when they have been shown already, would make counters fall.
+identity room's limit on workers and aggregate/limit.py; folding some away here, when they have been shown already,
+would make counters fall.
+
+Help texts are for somebody who sees the metric for the first time: what is counted, what a high value means.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, REQUESTS_EXPONENTS, SIZE_EXPONENTS
+
+SERIES = 5000
+"""At most so many series in all, and of them WORKER_SERIES for what is counted by worker; the rest is for devices, some
+15 each, and for the probe itself, some 60."""
+WORKER_SERIES = 4700
 
 
 @dataclass(frozen=True)
@@ -59,26 +67,28 @@ REQUESTS = Metric(
     "llmio_requests_total",
     "counter",
     _STREAM,
-    "Block requests finished, by the worker that caused them, the way it asked (engine, path) and what for (role).",
+    "Block requests that a disk has finished, by the worker that caused them, how it asked (engine), by which way "
+    "through the kernel (path) and what the file is for (role).",
 )
 BYTES = Metric(
     "llmio_bytes_total",
     "counter",
     _STREAM,
     "Bytes of finished block requests, those of a merged one under each worker that they belong to; "
-    "its rate is the bandwidth. Add up devices of one layer only.",
+    "its rate is the bandwidth. Add up devices of one layer only, see llmio_device_info.",
 )
 REQUEST_ERRORS = Metric(
     "llmio_request_errors_total",
     "counter",
     ("worker", "device", "op", "status"),
-    "Block requests that ended with an error; status is the kernel's blk_status_t by name, or its number.",
+    "Block requests that ended with an error, by the kernel's name for it (blk_status_t), or its number: "
+    "medium and ioerr mean a bad disk, timeout and transport a bad path to it.",
 )
 REQUEUES = Metric(
     "llmio_requeues_total",
     "counter",
     ("device",),
-    "Times a request was handed to the device again because it could not take it before.",
+    "Times that a request was handed to the device again, because it could not take it before.",
 )
 REQUEST_SIZE = Metric(
     "llmio_request_size_bytes",
@@ -91,14 +101,15 @@ REQUEST_LATENCY = Metric(
     "llmio_request_latency_seconds",
     "histogram",
     ("worker", "device", "op", "stage"),
-    "Time of each block request: queue (made to issued), device (issued to done), total; never add that one.",
+    "Time of each block request by stage: queue (made until handed to the device), device (until done), and total, "
+    "which is both: never add it to them.",
     LATENCY_BUCKETS,
 )
 REQUESTS_IN_FLIGHT = Metric(
     "llmio_requests_in_flight",
     "gauge",
     _DEVICE_OP,
-    "Block requests made and not done at this moment.",
+    "Block requests that are made and not done at this moment: the depth of the queue, device included.",
 )
 IN_FLIGHT_SECONDS = Metric(
     "llmio_in_flight_seconds_total",
@@ -110,27 +121,31 @@ DEVICE_BUSY_SECONDS = Metric(
     "llmio_device_busy_seconds_total",
     "counter",
     _DEVICE_OP,
-    "Time in which the device had at least one request of this op; ops overlap, so do not add them up.",
+    "Time in which the device had at least one request of this op; its rate is 1 when it is never idle. "
+    "Ops overlap, so do not add them up.",
 )
 SUBMIT_REQUESTS = Metric(
     "llmio_submit_requests",
     "histogram",
     _CALL,
-    "Requests that the application handed over in one call (io_submit, io_uring_enter): its batching.",
+    "Requests that the application handed over in one call (io_submit, io_uring_enter): 1 means that it does not "
+    "batch, and pays a system call for each.",
     REQUESTS_BUCKETS,
 )
 SUBMIT_SECONDS = Metric(
     "llmio_submit_seconds",
     "histogram",
     _CALL,
-    "Time inside one submitting call: the kernel can block there, although the I/O is asynchronous.",
+    "Time inside one submitting call: the kernel can block there although the I/O is asynchronous, such as when the "
+    "queue is full.",
     LATENCY_BUCKETS,
 )
 WAIT_SECONDS = Metric(
     "llmio_wait_seconds",
     "histogram",
     _CALL,
-    "Time inside one call that waited for completions; completions reaped in user space are not measured.",
+    "Time inside one call that waited for completions (io_getevents, io_uring_enter); those that are reaped in user "
+    "space are not measured.",
     LATENCY_BUCKETS,
 )
 ATTRIBUTED_BYTES = Metric(
@@ -143,7 +158,8 @@ FILE_KNOWN_BYTES = Metric(
     "llmio_file_known_bytes_total",
     "counter",
     (),
-    "Read and write bytes on disks whose file is known; the kernel's own (journal, metadata) have none and count too.",
+    "Read and write bytes on disks whose file is known; the kernel's own (journal, metadata) have no file and count "
+    "as known.",
 )
 SHARED_WRITERS_BYTES = Metric(
     "llmio_shared_writers_bytes_total",
@@ -179,7 +195,8 @@ RECORDS_LOST = Metric(
     "llmio_records_lost_total",
     "counter",
     (),
-    "Records that found no room in the rings to user space: anything but 0 means that the probe could not keep up.",
+    "Records that found room neither in a ring to user space nor in the kernel's overflow table: totals by device are "
+    "all that is left of them, so anything but 0 means that the probe could not keep up.",
 )
 OVERFLOWED_REQUESTS = Metric(
     "llmio_overflowed_requests_total",
@@ -191,13 +208,14 @@ MISSED_PROBES = Metric(
     "llmio_missed_probes_total",
     "counter",
     ("program",),
-    "Runs of a BPF program that the kernel skipped, such as a nested one.",
+    "Runs of a BPF program that the kernel skipped because one was running already (recursion): events not seen. "
+    "Not known before Linux 5.12.",
 )
 PROGRAM_COST = Metric(
     "llmio_program_cost_seconds",
     "gauge",
     ("program",),
-    "Mean time of one run of a BPF program: what the probe costs each event.",
+    "Mean time of one run of a BPF program, measured for two seconds at start: what the probe costs each event.",
 )
 WORKER_INFO = Metric(
     "llmio_worker_info",
@@ -215,13 +233,22 @@ SERIES_FOLDED = Metric(
     "llmio_series_folded_total",
     "counter",
     (),
-    'Workers without series of their own because of the limit: they add up under worker="other".',
+    "Workers, or label sets of one, that came when there was no room for more series: they add up under "
+    'worker="other".',
 )
 KERNEL_MEMORY = Metric(
     "llmio_kernel_memory_bytes",
     "gauge",
     ("map",),
-    "Kernel memory that each BPF map and ring of the probe takes.",
+    "Kernel memory that each BPF map and ring of the probe takes; it is not in process_resident_memory_bytes, except "
+    "the rings, which are mapped.",
+)
+RING_PEAK = Metric(
+    "llmio_ring_peak_ratio",
+    "gauge",
+    ("ring",),
+    "How full the probe has found the fullest ring of each kind, at most, since it began: at 1, records had to go to "
+    "the overflow table.",
 )
 BUILD_INFO = Metric(
     "llmio_build_info",
@@ -258,6 +285,7 @@ METRICS = (
     DEVICE_INFO,
     SERIES_FOLDED,
     KERNEL_MEMORY,
+    RING_PEAK,
     BUILD_INFO,
 )
 """In the order of the exposition, which is that of DESIGN.md."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
@@ -86,6 +87,14 @@ class ProbeCollector(Collector):
         return (samples.family(metric) for metric in METRICS)
 
 
+def exposition(snapshot: Callable[[], Snapshot]) -> CollectorRegistry:
+    """All that /metrics shows: the newest snapshot, and what this process takes (process_*)."""
+    registry = CollectorRegistry()
+    registry.register(ProbeCollector(snapshot))
+    ProcessCollector(registry=registry)
+    return registry
+
+
 def status_name(status: int) -> str:
     return BLOCK_STATUS[status] if 0 <= status < len(BLOCK_STATUS) else str(status)
 
@@ -153,7 +162,7 @@ def _samples(snapshot: Snapshot) -> _Samples:
     _add_requests(samples, snapshot)
     _add_calls(samples, snapshot)
     _add_devices(samples, snapshot)
-    _add_workers(samples, snapshot.owners)
+    _add_workers(samples, snapshot)
     _add_probe(samples, snapshot)
     return samples
 
@@ -216,9 +225,11 @@ def _add_devices(samples: _Samples, snapshot: Snapshot) -> None:
         samples.set(metrics.DEVICE_INFO, (name(device), snapshot.devices.layer(device)))
 
 
-def _add_workers(samples: _Samples, owners: Owners) -> None:
+def _add_workers(samples: _Samples, snapshot: Snapshot) -> None:
+    """Those that have series of their own: a row for each of the others would break the limit on series."""
+    shown = {row.owner for row in snapshot.streams} | {row.owner for row in snapshot.call_distributions}
     newest: dict[str, Owner] = {}
-    for owner in sorted(owners.values(), key=_age):
+    for owner in sorted((snapshot.owners[index] for index in shown), key=_age):
         if owner.kind == "worker" and owner.process is not None and owner.worker != "other":
             newest[owner.worker] = owner
     for owner in newest.values():
@@ -243,6 +254,7 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
         (metrics.MISSED_PROBES, losses.missed_probes),
         (metrics.PROGRAM_COST, state.program_cost_seconds),
         (metrics.KERNEL_MEMORY, state.kernel_memory_bytes),
+        (metrics.RING_PEAK, state.ring_peak_ratio),
     ):
         for name, value in by_name.items():
             samples.add(metric, (name,), value)

@@ -255,6 +255,7 @@ def state() -> ProbeState:
         losses=Losses(0, 0, 0, {"issue": 0}),
         kernel_memory_bytes={"requests": 8388608},
         program_cost_seconds={"issue": 1.5e-07},
+        ring_peak_ratio={"requests": 0.25},
     )
 
 

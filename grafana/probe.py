@@ -1,0 +1,175 @@
+"""Probe: what llmio-probe itself costs, what it may have lost, and how much of the I/O it can name."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard as build
+from grafana_foundation_sdk.builders import stat
+
+from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, REQUESTS, SECONDS, frame, graph, number, rows
+from grafana.queries import DATA, HOST, or_zero, rate, share, total
+
+ATTRIBUTED = "llmio_attributed_bytes_total"
+ON_A_REQUEST = 'program=~"block_io_start|block_getrq|block_rq_issue|block_rq_complete"'
+"""Programs that run once for each request, nearly; the others run rarely, or on calls."""
+
+OURS = 'worker="llmio-probe"'
+OF_PROBES = "and on (instance, job) llmio_build_info"
+"""process_* and scrape_* of other exporters on the same host do not count."""
+
+
+def dashboard() -> build.Dashboard:
+    return (
+        frame("probe", "Probe", "What llmio-probe costs, what it lost, how much it can name.", devices=False)
+        .with_row(build.Row("Can the numbers be trusted?"))
+        .with_panel(
+            number(
+                "Bytes with a known owner",
+                "Of the bytes read and written on disks: the part that a worker or the kernel is known to have "
+                "caused. Below 0.99 somebody's I/O is hidden.",
+                RATIO,
+                f"1 - {share(total('', ATTRIBUTED, HOST, _kind('unknown')), total('', ATTRIBUTED, HOST))}",
+                decimals=2, good_from=0.99, nothing="no I/O",
+            )
+        )
+        .with_panel(
+            number(
+                "Bytes with a known file",
+                "The same of the file; the kernel's own blocks have none and count as known.",
+                RATIO,
+                share(total("", "llmio_file_known_bytes_total", HOST), total("", ATTRIBUTED, HOST)),
+                decimals=2, good_from=0.99, nothing="no I/O",
+            )
+        )
+        .with_panel(_lost("Records lost", "Records that found no room in a ring.", "llmio_records_lost_total"))
+        .with_panel(
+            _lost(
+                "Overflowed",
+                "Requests that were only counted, because a ring was full: totals are exact, details are lost.",
+                "llmio_overflowed_requests_total",
+            )
+        )
+        .with_panel(
+            _lost("Missed", "Runs of our programs that the kernel skipped: events unseen.", "llmio_missed_probes_total")
+        )
+        .with_panel(
+            _lost(
+                "Folded",
+                'Workers and label sets that are under "other": see workers: in the configuration.',
+                "llmio_series_folded_total",
+            )
+        )
+        .with_panel(
+            graph(
+                "Whose bytes",
+                "Read and write bytes on disks by what is known of their owner.",
+                BANDWIDTH,
+                (total("kind", ATTRIBUTED, HOST), "{{kind}}"),
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Requests seen in part",
+                "expired: its completion was never shown. unowned: its start was not, as of those in flight when the "
+                "probe attached, and of the block layer's own flushes. Both are counted, with less known of them.",
+                REQUESTS,
+                (total("device", "llmio_requests_expired_total", HOST), "{{device}} expired"),
+                (total("device", "llmio_requests_unowned_total", HOST), "{{device}} unowned"),
+            )
+        )
+        .with_row(build.Row("What it costs"))
+        .with_panel(
+            graph(
+                "CPU",
+                "Of one core. daemon: the process that serves /metrics. kernel: an estimate, requests a second times "
+                "what our programs take for one, as measured at start.",
+                RATIO,
+                (f"sum by (instance) ({rate('process_cpu_seconds_total', HOST)} {OF_PROBES})", "{{instance}} daemon"),
+                (
+                    f"sum by (instance) (llmio_program_cost_seconds{{{HOST}, {ON_A_REQUEST}}}) * "
+                    f"{total('instance', 'llmio_requests_started_total', HOST)}",
+                    "{{instance}} kernel",
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Time of a program's run",
+                "Mean, measured for two seconds at start; those that did not run meanwhile are missing.",
+                SECONDS,
+                (
+                    f"max by (program) (llmio_program_cost_seconds{{{HOST}}})",
+                    "{{program}}",
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Memory",
+                "resident: of the daemon, the mapped rings included, twice. kernel: the maps and rings of the "
+                "programs.",
+                BYTES,
+                (f"process_resident_memory_bytes{{{HOST}}} {OF_PROBES}", "{{instance}} resident"),
+                (f"sum by (instance) (llmio_kernel_memory_bytes{{{HOST}}})", "{{instance}} kernel"),
+                width=6,
+            )
+        )
+        .with_panel(
+            graph(
+                "Fullest ring",
+                "How full a ring was found at most, since the start. At 100 %, records went to the overflow table.",
+                RATIO,
+                (f"max by (instance, ring) (llmio_ring_peak_ratio{{{HOST}}})", "{{instance}} {{ring}}"),
+                width=6, most=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "A scrape",
+                "How long Prometheus took to get the numbers.",
+                SECONDS,
+                (f"scrape_duration_seconds{{{HOST}}} {OF_PROBES}", "{{instance}}"),
+                width=6,
+            )
+        )
+        .with_panel(
+            graph(
+                "Series",
+                "Samples in a scrape: at most 5,000 but for a host with very many disks.",
+                NUMBER,
+                (f"scrape_samples_scraped{{{HOST}}} {OF_PROBES}", "{{instance}}"),
+                width=6,
+            )
+        )
+        .with_panel(
+            graph(
+                "Its own I/O",
+                "What the daemon itself had the disks do: next to nothing, its log and its own pages.",
+                BANDWIDTH,
+                (
+                    or_zero(total("op", "llmio_bytes_total", HOST, OURS, DATA), {"op": "read"}, {"op": "write"}),
+                    "{{op}}",
+                ),
+            )
+        )
+        .with_panel(
+            rows(
+                "Versions",
+                "Which version runs where, and how its programs got in.",
+                f"llmio_build_info{{{HOST}}}",
+                *("instance", "version", "loader"),
+                width=12,
+            )
+        )
+    )  # fmt: skip
+
+
+def _kind(kind: str) -> str:
+    return f'kind="{kind}"'
+
+
+def _lost(title: str, description: str, metric: str) -> stat.Panel:
+    """In the time that is shown; not a rate, since a single one counts."""
+    said = f"{description} In the time shown; 0 is right."
+    expression = f"sum(increase({metric}{{{HOST}}}[$__range]))"
+    return number(title, said, NUMBER, expression, decimals=0, bad_from=0.5, nothing="not known")
