@@ -52,7 +52,6 @@ struct io_kiocb;
 #define GLOBAL static __always_inline
 #define SUBPROGRAM static __always_inline
 #define SIDE_PATH __always_inline
-#define HOT_PATH __always_inline
 
 #define MAP(name) ((void *)bpf_pseudo_fd(1 /* BPF_PSEUDO_MAP_FD */, LLMIO_FD_##name))
 #define SYMBOL(name) ((const void *)LLMIO_ADDRESS_##name)

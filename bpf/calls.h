@@ -96,7 +96,8 @@ static __always_inline void emit_call(struct call_state *state, __u8 engine, __u
 	record.flags = state->flags;
 	record.reserved = 0;
 	if (!ring || bpf_ringbuf_output(ring, &record, sizeof(record),
-					WAKEUP_FLAG(ring, control.calls_ring_bytes, control.calls_woken, record.end_ns)))
+					WAKEUP_FLAG(calls_rings, index, control.calls_ring_bytes,
+						    control.calls_woken, record.end_ns)))
 		overflow_call(&record, index);
 }
 

@@ -25,20 +25,24 @@ static __always_inline __u8 flags_of(__u32 cmd_flags)
 
 static __always_inline void emit(struct request_entry *entry, __u64 done_ns, __u64 sector, __u16 hw_queue)
 {
-	struct request_record record;
+	__u32 ring = ring_of_cpu();
+	struct request_record *record = new_record(ring, &entry->share, entry->device, entry->op);
 
-	describe(&record, &entry->share, entry->device, entry->op);
-	record.made_ns = entry->made_ns;
-	record.issued_ns = entry->issued_ns;
-	record.done_ns = done_ns;
-	record.sector = sector;
-	record.bytes = entry->bytes - entry->part_bytes;
-	record.request_bytes = entry->bytes;
-	record.requeues = entry->issues > 1 ? entry->issues - 1 : 0;
-	record.hw_queue = hw_queue;
-	record.flags |= entry->flags;
-	record.status = entry->status;
-	output(&record);
+	if (!record) {
+		overflow_request(entry, done_ns, ring);
+		return;
+	}
+	record->made_ns = entry->made_ns;
+	record->issued_ns = entry->issued_ns;
+	record->done_ns = done_ns;
+	record->sector = sector;
+	record->bytes = entry->bytes - entry->part_bytes;
+	record->request_bytes = entry->bytes;
+	record->requeues = entry->issues > 1 ? entry->issues - 1 : 0;
+	record->hw_queue = hw_queue;
+	record->flags |= entry->flags;
+	record->status = entry->status;
+	submit(record, ring);
 }
 
 /* blk_status_t, as since 5.16; before, the tracepoint had its errno (blk_errors in block/blk-core.c). */

@@ -293,15 +293,15 @@ struct control control SEC(".data.control") __weak = {
  * How to submit to a ring: a reader that polls is woken, once until it reads, only when the ring is half full. That is
  * looked at for one record in 64, by any number that changes, since asking costs a call.
  */
-#define WAKEUP_FLAG(ring, bytes, woken, number)                                                                  \
-	({                                                                                                       \
-		__u64 flag = BPF_RB_NO_WAKEUP;                                                                   \
-		if (!((number) & 63) && !(woken) && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= (bytes) / 2) { \
-			(woken) = 1;                                                                             \
-			flag = BPF_RB_FORCE_WAKEUP;                                                              \
-		}                                                                                                \
-		flag;                                                                                            \
-	})
+#define WAKEUP_FLAG(rings, index, bytes, woken, number) \
+	(!((number) & 63) && !(woken) && is_half_full(MAP(rings), index, bytes) ? (woken) = 1, BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP)
+
+static __always_inline bool is_half_full(void *rings, __u32 index, __u32 bytes)
+{
+	void *ring = bpf_map_lookup_elem(rings, &index);
+
+	return ring && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= bytes / 2;
+}
 
 /* Which of the rings is this CPU's. */
 static __always_inline __u32 ring_of_cpu(void)

@@ -34,8 +34,14 @@ static __always_inline bool moves_data(__u8 op)
 	return op == OP_READ || op == OP_WRITE;
 }
 
-static __always_inline void describe(struct request_record *record, const struct share *share, __u32 device, __u8 op)
+/* Room for a record in the ring of that number, or NULL. */
+static __always_inline struct request_record *new_record(__u32 index, const struct share *share, __u32 device, __u8 op)
 {
+	void *ring = bpf_map_lookup_elem(MAP(requests_rings), &index);
+	struct request_record *record = ring ? bpf_ringbuf_reserve(ring, sizeof(*record), 0) : NULL;
+
+	if (!record)
+		return NULL;
 	record->owner_start_ns = share->owner_start_ns;
 	record->inode = share->inode;
 	record->inode_generation = share->inode_generation;
@@ -48,18 +54,13 @@ static __always_inline void describe(struct request_record *record, const struct
 	record->path = share->path;
 	record->owner = share->owner;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	return record;
 }
 
-/* Into the ring of this CPU; added up if that is full. */
-static __always_inline void output(struct request_record *record)
+static __always_inline void submit(struct request_record *record, __u32 index)
 {
-	__u32 index = ring_of_cpu();
-	void *ring = bpf_map_lookup_elem(MAP(requests_rings), &index);
-
-	if (!ring || bpf_ringbuf_output(ring, record, sizeof(*record),
-					WAKEUP_FLAG(ring, control.requests_ring_bytes, control.requests_woken,
-						    record->done_ns ^ record->inode)))
-		overflow_request(record, index);
+	bpf_ringbuf_submit(record, WAKEUP_FLAG(requests_rings, index, control.requests_ring_bytes, control.requests_woken,
+					       record->done_ns ^ record->inode));
 }
 
 #endif

@@ -9,9 +9,6 @@
 #ifndef LLMIO_OVERFLOW_H
 #define LLMIO_OVERFLOW_H
 
-/* Flags that tell whose bytes they are: a part is no request, metadata is the kernel's. */
-#define OVERFLOW_FLAGS (REQUEST_PART | REQUEST_METADATA | REQUEST_SHARED)
-
 static __always_inline void add(__u64 *total, __u64 amount)
 {
 	__sync_fetch_and_add(total, amount);
@@ -67,87 +64,111 @@ static __always_inline __u64 later(__u64 end, __u64 start)
 }
 
 /* No room in the table either. */
-static __always_inline void lose_request(const struct request_record *record)
+static __always_inline void lose_request(__u32 device, __u64 op, __u32 requests, __u32 bytes)
 {
-	__u32 device = record->device, *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
+	__u32 *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
 	struct device_counts *counts = counts_of(slot ? *slot : 0); /* claimed when the request began */
 	struct ring_losses *lost = losses();
-	__u64 op = record->op;
 
 	if (lost)
 		add(&lost->lost_requests, 1);
 	OPAQUE(op);
 	if (!counts || op >= OPS)
 		return;
-	if (!(record->flags & REQUEST_PART))
-		add(&counts->lost_requests[op], 1);
-	add(&counts->lost_bytes[op], record->bytes);
+	if (requests)
+		add(&counts->lost_requests[op], requests);
+	add(&counts->lost_bytes[op], bytes);
 }
 
-static __always_inline void add_latencies(struct overflow_totals *totals, const struct request_record *record)
+/* The totals of a key, made at first sight; NULL when there is no room. */
+static __always_inline struct overflow_totals *totals_of(struct overflow_key *key)
 {
-	if (record->made_ns && record->issued_ns) {
-		add(&totals->queue_ns, later(record->issued_ns, record->made_ns));
-		COUNT_IN(totals->queue_counts, later(record->issued_ns, record->made_ns), LATENCY);
-	}
-	if (record->issued_ns && record->done_ns) {
-		add(&totals->device_ns, later(record->done_ns, record->issued_ns));
-		COUNT_IN(totals->device_counts, later(record->done_ns, record->issued_ns), LATENCY);
-	}
-	if (record->made_ns && record->done_ns) {
-		add(&totals->total_ns, later(record->done_ns, record->made_ns));
-		COUNT_IN(totals->total_counts, later(record->done_ns, record->made_ns), LATENCY);
-	}
-}
-
-SUBPROGRAM int overflow_request(struct request_record *record, __u32 ring)
-{
-	struct overflow_totals *totals, *fresh;
-	struct overflow_key key = {};
-	struct ring_losses *lost;
+	struct overflow_totals *totals = bpf_map_lookup_elem(MAP(overflow), key), *fresh;
 	__u32 zero = 0;
 
-	if (!record)
+	if (totals)
+		return totals;
+	fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
+	if (fresh)
+		bpf_map_update_elem(MAP(overflow), key, fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(MAP(overflow), key);
+}
+
+static __always_inline void add_latencies(struct overflow_totals *totals, const struct request_entry *entry, __u64 done_ns)
+{
+	__u64 made_ns = entry->made_ns, issued_ns = entry->issued_ns;
+
+	if (made_ns && issued_ns) {
+		add(&totals->queue_ns, later(issued_ns, made_ns));
+		COUNT_IN(totals->queue_counts, later(issued_ns, made_ns), LATENCY);
+	}
+	if (issued_ns && done_ns) {
+		add(&totals->device_ns, later(done_ns, issued_ns));
+		COUNT_IN(totals->device_counts, later(done_ns, issued_ns), LATENCY);
+	}
+	if (made_ns && done_ns) {
+		add(&totals->total_ns, later(done_ns, made_ns));
+		COUNT_IN(totals->total_counts, later(done_ns, made_ns), LATENCY);
+	}
+}
+
+/* A finished request. No record of it is put together: nested calls share 512 bytes of stack. */
+SUBPROGRAM int overflow_request(struct request_entry *entry, __u64 done_ns, __u32 ring)
+{
+	struct overflow_totals *totals;
+	struct overflow_key key = {};
+	struct ring_losses *lost;
+
+	if (!entry)
 		return 0;
-	key.share.owner_start_ns = record->owner_start_ns;
-	key.share.inode = record->inode;
-	key.share.inode_generation = record->inode_generation;
-	key.share.file_device = record->file_device;
-	key.share.tgid = record->tgid;
-	key.share.engine = record->engine;
-	key.share.path = record->path;
-	key.share.owner = record->owner;
-	key.device = record->device;
-	key.flags = record->flags & OVERFLOW_FLAGS;
-	key.op = record->op;
-	key.status = record->status;
+	key.share = entry->share;
+	key.device = entry->device;
+	key.flags = (entry->flags & REQUEST_METADATA) | (entry->share.shared ? REQUEST_SHARED : 0);
+	key.op = entry->op;
+	key.status = entry->status;
 	key.ring = ring;
-	totals = bpf_map_lookup_elem(MAP(overflow), &key);
+	totals = totals_of(&key);
 	if (!totals) {
-		fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
-		if (fresh)
-			bpf_map_update_elem(MAP(overflow), &key, fresh, BPF_NOEXIST);
-		totals = bpf_map_lookup_elem(MAP(overflow), &key);
-	}
-	if (!totals) {
-		lose_request(record);
+		lose_request(entry->device, entry->op, 1, entry->bytes - entry->part_bytes);
 		return 0;
 	}
-	add(&totals->requests, 1);
-	add(&totals->bytes, record->bytes);
-	totals->done_ns = record->done_ns;
 	lost = losses();
-	if (record->flags & REQUEST_PART) {
-		if (lost)
-			add(&lost->overflowed_parts, 1);
-		return 0;
-	}
 	if (lost)
 		add(&lost->overflowed_requests, 1);
-	add(&totals->request_bytes, record->request_bytes);
-	add(&totals->requeues, record->requeues);
-	COUNT_IN(totals->size_counts, record->request_bytes, SIZE);
-	add_latencies(totals, record);
+	add(&totals->requests, 1);
+	add(&totals->bytes, entry->bytes - entry->part_bytes);
+	add(&totals->request_bytes, entry->bytes);
+	add(&totals->requeues, entry->issues > 1 ? entry->issues - 1 : 0);
+	totals->done_ns = done_ns;
+	COUNT_IN(totals->size_counts, entry->bytes, SIZE);
+	add_latencies(totals, entry, done_ns);
+	return 0;
+}
+
+/* Bytes of a request that belong to another owner or file. */
+SUBPROGRAM int overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
+{
+	struct overflow_totals *totals;
+	struct overflow_key key = {};
+	struct ring_losses *lost;
+
+	if (!walk)
+		return 0;
+	key.share = walk->part;
+	key.device = walk->device;
+	key.flags = REQUEST_PART | (walk->flags & REQUEST_METADATA) | (walk->part.shared ? REQUEST_SHARED : 0);
+	key.op = walk->op;
+	key.ring = ring;
+	totals = totals_of(&key);
+	if (!totals) {
+		lose_request(walk->device, walk->op, 0, bytes);
+		return 0;
+	}
+	lost = losses();
+	if (lost)
+		add(&lost->overflowed_parts, 1);
+	add(&totals->requests, 1);
+	add(&totals->bytes, bytes);
 	return 0;
 }
 

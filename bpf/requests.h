@@ -122,7 +122,7 @@ PROGRAM_AT(1, block_rq_merge, void *queue, struct request *rq)
 }
 #endif
 
-static HOT_PATH int finish(struct request_entry *entry, struct request *rq)
+static __always_inline void finish(struct request_entry *entry, struct request *rq)
 {
 	struct device_counts *counts = counts_of(entry->slot);
 
@@ -136,6 +136,12 @@ static HOT_PATH int finish(struct request_entry *entry, struct request *rq)
 		}
 	}
 	emit(entry, bpf_ktime_get_ns(), READ(rq, __sector), READ(rq, mq_hctx, queue_num));
+}
+
+/* With a frame of its own, beside share_out's and not on top of its caller's. */
+static SIDE_PATH int finish_alone(struct request_entry *entry, struct request *rq)
+{
+	finish(entry, rq);
 	return 0;
 }
 
@@ -149,7 +155,7 @@ static SIDE_PATH int complete_alone(struct request *rq, int error, __u32 bytes)
 		share_out(&entry, WORD(request, rq, bio), bytes);
 	entry.bytes = bytes;
 	entry.status = status_of(error);
-	finish(&entry, rq);
+	finish_alone(&entry, rq);
 	return 0;
 }
 

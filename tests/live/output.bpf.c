@@ -1,33 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Hands records to the real output() of bpf/output.h, on the CPU of whoever calls: for tests of rings and overflow. */
+/* Lets the programs' own emit() and emit_part() run on the CPU of whoever calls: for tests of rings and overflow. */
 #define LLMIO_PLAIN
-#include <stdbool.h>
-#include <linux/types.h>
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-#include <bpf/bpf_core_read.h>
-
-#include "variant.h"
-#include "record.h"
-#include "kernel_types.h"
-#include "maps.h"
-#include "counts.h"
-#include "overflow.h"
-#include "output.h"
+#include "probe.bpf.c"
 
 struct push {
-	struct request_record record;
-	__u64 count;
+	struct request_entry entry;
+	__u64 done_ns;
+	__u32 count;
+	__u32 part;
 };
 
 static long push_one(__u32 index, struct push *push)
 {
-	struct request_record record = push->record;
+	struct walk walk = {};
 
-	record.sector = index;
-	record.hw_queue = bpf_get_smp_processor_id();
-	output(&record);
+	if (!push->part) {
+		emit(&push->entry, push->done_ns, index, bpf_get_smp_processor_id());
+		return 0;
+	}
+	walk.part = push->entry.share;
+	walk.device = push->entry.device;
+	walk.op = push->entry.op;
+	walk.flags = push->entry.flags;
+	walk.part_bytes = push->entry.bytes;
+	emit_part(&walk);
 	return 0;
 }
 
@@ -39,5 +35,3 @@ int push(struct push *push)
 	bpf_loop(copy.count, push_one, &copy, 0);
 	return 0;
 }
-
-char LICENSE[] SEC("license") = "GPL";

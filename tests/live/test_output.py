@@ -1,4 +1,4 @@
-"""bpf/output.h and bpf/overflow.h on the running kernel, without a disk: which ring, and what a full one leaves.
+"""emit() and emit_part() (bpf/output.h, overflow.h) on the running kernel: which ring, and what a full one leaves.
 
 The totals that the kernel adds up are compared with the same requests counted from records, bucket by bucket.
 """
@@ -33,7 +33,9 @@ from llmio_probe.kernel.records import (
     OVERFLOW_KEY,
     OVERFLOW_TOTALS,
     REQUEST,
+    REQUEST_ENTRY,
     RING_LOSSES,
+    SHARE,
     Op,
     OwnerKind,
     Records,
@@ -45,7 +47,7 @@ from llmio_probe.kernel.tables import Table
 HERE = Path(__file__).parent
 BPF = HERE.parent.parent / "bpf"
 CPUS = os.cpu_count() or 1
-PUSH = np.dtype([("record", REQUEST), ("count", "u8")])
+PUSH = np.dtype([("entry", REQUEST_ENTRY), ("done_ns", "u8"), ("count", "u4"), ("part", "u4")])
 DEVICE = 7 << 20 | 3
 
 
@@ -61,6 +63,9 @@ class Kernel:
             libbpf.number("bpf_map__set_inner_map_fd", maps[name], each[0].fd)
         if overflow_entries:
             libbpf.number("bpf_map__set_max_entries", maps["overflow"], overflow_entries)
+        programs = {libbpf.bpf_program__name(item): item for item in libbpf.each("bpf_object__next_program", opened)}
+        for name, item in programs.items():
+            libbpf.number("bpf_program__set_autoload", item, name == b"push")
         libbpf.number("bpf_object__load", opened)
         fds = {name: libbpf.number("bpf_map__fd", item) for name, item in maps.items()}
         for name, each in rings.items():
@@ -82,17 +87,17 @@ class Kernel:
             Table(libbpf, fds["device_counts"], u4, DEVICE_COUNTS, cpus),
             self._slots,
         )
-        [program] = libbpf.each("bpf_object__next_program", opened)
-        self._program = libbpf.number("bpf_program__fd", program)
+        self._program = libbpf.number("bpf_program__fd", programs[b"push"])
         self._run = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_test_run_opts
 
-    def push(self, record: Records, count: int = 1, cpu: int = 0) -> None:
-        """From that CPU; what it did before it does again afterwards."""
+    def push(self, request: Records, count: int = 1, cpu: int = 0) -> None:
+        """From that CPU; the thread may run on all others again afterwards."""
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {cpu})
         try:
             arguments = np.zeros(1, PUSH)
-            arguments["record"], arguments["count"] = record, count
+            arguments["entry"], arguments["done_ns"] = request["entry"], request["done_ns"]
+            arguments["part"], arguments["count"] = request["part"], count
             # struct bpf_test_run_opts, as in test_ring.py
             options = struct.pack(
                 "=QQQIIQQIIIIIIII", 80, 0, 0, 0, 0, arguments.ctypes.data, 0, PUSH.itemsize, 0, 0, 0, 0, 0, 0, 0
@@ -129,23 +134,25 @@ def kernel(output_object: Path, request: pytest.FixtureRequest) -> Iterator[Kern
         yield Kernel(libbpf, opened, stack, request.param)
 
 
-def record(**fields: Any) -> Records:
-    made = np.zeros(1, REQUEST)
+def request(**fields: Any) -> Records:
+    """As the programs keep one; bytes are the whole request's."""
+    made = np.zeros(1, PUSH)
+    entry = made["entry"]
     usual = {
-        "made_ns": 1000, "issued_ns": 3000, "done_ns": 10_000, "device": DEVICE, "tgid": 11, "owner_start_ns": 10**9,
-        "owner": OwnerKind.PROCESS, "engine": 1, "path": 1, "inode": 12, "file_device": 8 << 20, "bytes": 4096,
+        "made_ns": 1000, "issued_ns": 3000, "issues": 1, "device": DEVICE, "bytes": 4096, "tgid": 11,
+        "owner_start_ns": 10**9, "owner": OwnerKind.PROCESS, "engine": 1, "path": 1, "inode": 12,
+        "file_device": 8 << 20, "done_ns": 10_000,
     }  # fmt: skip
     for name, value in (usual | fields).items():
-        made[name] = value
-    if "request_bytes" not in fields:
-        made["request_bytes"] = made["bytes"]
+        where = made if name in ("done_ns", "part") else entry["share"] if name in (SHARE.names or ()) else entry
+        where[name] = value
     return made
 
 
 def test_two_cpus_write_into_a_ring_each_at_the_same_time(kernel: Kernel) -> None:
     """No lock is shared: what one CPU wrote is in its own ring alone, also while the other one writes."""
     count = 10_007
-    writers = [threading.Thread(target=kernel.push, args=(record(), count, cpu)) for cpu in range(min(CPUS, 2))]
+    writers = [threading.Thread(target=kernel.push, args=(request(), count, cpu)) for cpu in range(min(CPUS, 2))]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -162,14 +169,14 @@ EDGES = (0, 1, 511, 512, 513, 131071, 131072, 131073, (1 << 31) - 1, 1 << 31, (1
 TIMES = (1, 1023, 1024, 1025, 1 << 20, (1 << 20) + 1, 1 << 35, (1 << 35) + 1, 1 << 40)
 
 
-def test_what_finds_no_room_is_counted_in_the_same_buckets_as_a_record(kernel: Kernel) -> None:
-    kernel.push(record(), kernel.room)  # full, but for less than a record
-    kernel.push(record(), 3)
+def test_what_finds_no_room_is_counted_in_the_same_buckets_as_a_request(kernel: Kernel) -> None:
+    kernel.push(request(), kernel.room)  # full, but for less than a record
+    kernel.push(request(), 3)
     kernel.overflow.read()
     for size in EDGES:
-        kernel.push(record(bytes=size, tgid=12), 7)
+        kernel.push(request(bytes=size, tgid=12), 7)
     for ns in TIMES:
-        kernel.push(record(tgid=13, issued_ns=1000 + ns, done_ns=1000 + 3 * ns), 5)
+        kernel.push(request(tgid=13, issued_ns=1000 + ns, done_ns=1000 + 3 * ns), 5)
     rows, _ = kernel.overflow.read()
     [sizes], [times] = rows[rows["tgid"] == 12], rows[rows["tgid"] == 13]
     assert sizes["requests"] == 7 * len(EDGES)
@@ -188,16 +195,16 @@ def counts(values: Any, times: int, exponents: tuple[int, int]) -> list[int]:
 
 def test_all_that_user_space_tells_apart_is_told_apart(kernel: Kernel) -> None:
     """And what only a record has, such as the sector, is not."""
-    kernel.push(record(), kernel.room)
+    kernel.push(request(), kernel.room)
     kernel.overflow.read()
     different: list[dict[str, int]] = [
         {"tgid": 12}, {"owner_start_ns": 5}, {"inode": 13}, {"inode_generation": 1}, {"file_device": 1}, {"device": 9},
         {"engine": 2}, {"path": 2}, {"owner": OwnerKind.KERNEL}, {"op": Op.WRITE}, {"status": 10},
-        {"flags": RequestFlag.SHARED}, {"flags": RequestFlag.METADATA},
+        {"shared": 1}, {"flags": RequestFlag.METADATA},
     ]  # fmt: skip
-    same: list[dict[str, int]] = [{}, {"sector": 77}, {"flags": RequestFlag.SYNC}, {"requeues": 2}]
+    same: list[dict[str, int]] = [{}, {"bio": 77}, {"flags": RequestFlag.SYNC}, {"issues": 3}]
     for fields in same + different:
-        kernel.push(record(**fields), 2)
+        kernel.push(request(**fields), 2)
     rows, _ = kernel.overflow.read()
     assert len(rows) == 1 + len(different)
     assert sorted(rows["requests"].tolist()) == [2] * len(different) + [2 * len(same)]
@@ -205,11 +212,11 @@ def test_all_that_user_space_tells_apart_is_told_apart(kernel: Kernel) -> None:
 
 
 def test_a_part_is_no_request_and_a_request_without_times_has_no_latency(kernel: Kernel) -> None:
-    kernel.push(record(), kernel.room)
+    kernel.push(request(), kernel.room)
     kernel.overflow.read()
     nothing = {"made_ns": 0, "issued_ns": 0, "done_ns": 0}
-    kernel.push(record(flags=RequestFlag.PART, request_bytes=0, **nothing), 3)
-    kernel.push(record(done_ns=0, flags=RequestFlag.EXPIRED), 2)
+    kernel.push(request(part=1, **nothing), 3)
+    kernel.push(request(done_ns=0, flags=RequestFlag.EXPIRED), 2)
     rows, _ = kernel.overflow.read()
     part, whole = sorted(rows, key=lambda row: row["flags"] & RequestFlag.PART == 0)
     assert (part["requests"], part["bytes"], part["size_counts"].sum()) == (3, 3 * 4096, 0)
@@ -219,11 +226,11 @@ def test_a_part_is_no_request_and_a_request_without_times_has_no_latency(kernel:
 
 @pytest.mark.parametrize("kernel", [4], indirect=True)
 def test_with_that_table_full_too_the_devices_totals_still_add_up(kernel: Kernel) -> None:
-    kernel.push(record(), kernel.room)
+    kernel.push(request(), kernel.room)
     kernel.overflow.read()
     owners = range(100, 120)
     for tgid in owners:
-        kernel.push(record(tgid=tgid, op=Op.WRITE), 3)
+        kernel.push(request(tgid=tgid, op=Op.WRITE), 3)
     rows, _ = kernel.overflow.read()
     assert kernel.lost() > 0
     assert rows["requests"].sum() == 3 * len(owners)
