@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.live.harness import HANG, Actor, Live, run
+from tests.live.harness import HANG, Actor, Live, run, tracing_programs
 from tests.live.system import Volume
 from tests.vm.guest.devices import wait_until
 
@@ -31,9 +31,15 @@ WORKER = "deepspeed-rank3"
 LABELS = ("worker", "op", "engine", "path", "role")
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_attached() -> None:
+    """In place of the live tests': the service stays between tests, and is looked after when it has gone."""
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """llmio-probe.service, installed from the wheel by `make install`'s own script, and started."""
+    before = tracing_programs()
     [wheel] = PAYLOAD.glob("*.whl")
     pip = tmp_path_factory.mktemp("pip") / "pip"  # there is none in a guest; its dependencies are there
     pip.write_text(f'#!/bin/sh\nexec python3 -m zipfile -e {wheel} "$3"\n')
@@ -52,6 +58,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield "llmio-probe"
     run(*script, "uninstall", env=environ)
     assert not Path("/usr/local/bin/llmio-probe").exists()
+    wait_until(lambda: tracing_programs() == before, "programs are still loaded")
 
 
 def shown(service: str, name: str) -> str:
