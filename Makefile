@@ -19,8 +19,8 @@ VM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev packages packages-test packages-vm objects run install uninstall test test-matrix test-vm \
-	unit lint bench soak clean
+.PHONY: help setup setup-dev packages packages-test packages-vm packages-frameworks objects run install uninstall \
+	test test-matrix test-vm test-frameworks unit speed lint bench soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,7 +40,7 @@ uninstall: ## take away all that install has put there, the configuration too (r
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' INTERPRETER= PIP= deploy/install.sh uninstall
 
 test: setup-dev ## the whole test suite, live tests included (root)
-	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/unit tests/live $(PYTEST_ARGS)
+	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/unit tests/speed tests/live --benchmark-disable $(PYTEST_ARGS)
 
 test-matrix: setup-dev ## every known workload on every file system, of which `make test` takes a choice (root)
 	LLMIO_REQUIRE_LIVE=1 LLMIO_MATRIX=full .venv/bin/python -m pytest tests/live/test_matrix.py $(PYTEST_ARGS)
@@ -48,15 +48,22 @@ test-matrix: setup-dev ## every known workload on every file system, of which `m
 test-vm: setup-dev packages-vm ## tests in guests with other kernels, in qemu; KERNELS="5.10 6.1" for some of them
 	.venv/bin/python -m tests.vm test $(or $(KERNELS),--write docs/compatibility.md) $(VM_ARGS)
 
+test-frameworks: setup-dev packages-frameworks ## DeepSpeed, FlexGen and others, the real ones, under the probe (root)
+	.venv/bin/python -m tests.frameworks.environment
+	LLMIO_REQUIRE_LIVE=1 .venv/bin/python -m pytest tests/frameworks $(PYTEST_ARGS)
+
 unit: setup-dev ## the tests that need no root
-	.venv/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+	.venv/bin/python -m pytest tests/unit tests/speed --benchmark-disable $(PYTEST_ARGS)
+
+speed: setup-dev ## measure how fast user space is, from a batch made by hand
+	.venv/bin/python -m pytest tests/speed
 
 lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: setup-dev ## measure what DESIGN promises (root)
+bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench
 
 soak: setup-dev ## the daemon for an hour under load that comes and goes; MINUTES=1 for a short one (root)
@@ -76,6 +83,9 @@ packages-test:
 
 packages-vm:
 	@$(PACKAGES)/install.sh $(PACKAGES)/debian-vm.txt
+
+packages-frameworks:
+	@$(PACKAGES)/install.sh $(PACKAGES)/debian-frameworks.txt
 
 # Their Makefile knows what is up to date.
 objects: | packages

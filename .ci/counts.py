@@ -1,8 +1,8 @@
 """Reads the JUnit reports for .ci/run: counts, seconds and the verdict on them. Nothing else may go in here.
 
 counts.py MINIMUM REPORT…: prints one line a suite and "N passed, N failed" last; exit status 1 when a test failed, a
-live test did not run, or fewer ran than the file MINIMUM demands. A report that is not there has no tests. Deselected
-tests leave no trace in a report: that none of the live ones is, tests/conftest.py sees to.
+live test or one of the frameworks' did not run, or fewer ran than the file MINIMUM demands. A report that is not there
+has no tests. Deselected tests leave no trace in a report: that none of the live ones is, tests/conftest.py sees to.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-PREFIXES = {"tests.live": "live", "vm.": "vm"}
+PREFIXES = {"tests.live": "live", "tests.frameworks": "frameworks", "vm.": "vm"}
 """Of the names of modules in a report; all others are unit tests."""
 
 
 def main(minimum: Path, *reports: Path) -> int:
-    counts: dict[str, Counter[str]] = {"unit": Counter(), "live": Counter(), "vm": Counter()}
+    counts: dict[str, Counter[str]] = {suite: Counter() for suite in ("unit", *PREFIXES.values())}
     seconds = dict.fromkeys(counts, 0.0)
     for case in (case for report in reports if report.exists() for case in ElementTree.parse(report).iter("testcase")):
         name = case.get("classname", "")
@@ -34,8 +34,9 @@ def main(minimum: Path, *reports: Path) -> int:
         )
         if count["passed"] < least:
             complaints.append(f"{suite}: only {count['passed']} of at least {least} tests passed")
-    if counts["live"]["skipped"]:
-        complaints.append(f"live: {counts['live']['skipped']} tests did not run")
+    for suite in ("live", "frameworks"):
+        if counts[suite]["skipped"]:
+            complaints.append(f"{suite}: {counts[suite]['skipped']} tests did not run")
     for complaint in complaints:
         print(f"error: {complaint}")
 

@@ -52,6 +52,7 @@ struct io_kiocb;
 #define GLOBAL static __always_inline
 #define SUBPROGRAM static __always_inline
 #define SIDE_PATH __always_inline
+#define HOT_PATH __always_inline
 
 #define MAP(name) ((void *)bpf_pseudo_fd(1 /* BPF_PSEUDO_MAP_FD */, LLMIO_FD_##name))
 #define SYMBOL(name) ((const void *)LLMIO_ADDRESS_##name)
@@ -129,6 +130,14 @@ struct io_kiocb;
 
 struct iomap_dio {
 	struct kiocb *iocb;
+};
+
+struct iomap_dio_simple {
+	struct kiocb *iocb;
+	size_t size;
+	unsigned int dio_flags;
+	struct work_struct work;
+	struct bio bio ____cacheline_aligned_in_smp;
 };
 
 struct bdev_inode {
@@ -247,6 +256,11 @@ static __always_inline const void *work_of(struct task_struct *task)
 static __always_inline __u64 waiter_of(struct iomap_dio *dio)
 {
 	return 0;
+}
+
+static __always_inline bool has_simple_dio(void)
+{
+	return SYMBOL(iomap_dio_simple_pool);
 }
 
 static __always_inline bool has_mark(struct xa_node *node, int mark)

@@ -69,7 +69,9 @@ static __always_inline int enter_call(__u32 flags, __u64 iocbs)
 static __always_inline void emit_call(struct call_state *state, __u8 engine, __u32 reaped)
 {
 	struct task_struct *task = AS(task_struct, bpf_get_current_task());
-	struct call_record *record;
+	__u32 index = ring_of_cpu();
+	void *ring = bpf_map_lookup_elem(MAP(calls_rings), &index);
+	struct call_record record;
 
 	if (!control.running)
 		return;
@@ -79,29 +81,23 @@ static __always_inline void emit_call(struct call_state *state, __u8 engine, __u
 
 		state->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
 	}
-	record = bpf_ringbuf_reserve(MAP(calls_ring), sizeof(*record), 0);
-	if (!record) {
-		struct ring_losses *lost = losses();
-
-		if (lost)
-			lost->calls++;
-		return;
-	}
-	record->start_ns = state->start_ns;
-	record->submitted_ns = state->submitted_ns;
-	record->end_ns = bpf_ktime_get_ns();
-	record->owner_start_ns = READ(task, group_leader, start_boottime);
-	record->read_bytes = state->read_bytes;
-	record->write_bytes = state->write_bytes;
-	record->tgid = READ(task, tgid);
-	record->requests = state->requests;
-	record->reads = state->reads;
-	record->writes = state->writes;
-	record->reaped = reaped;
-	record->engine = engine;
-	record->flags = state->flags;
-	record->reserved = 0;
-	bpf_ringbuf_submit(record, WAKEUP_FLAG(calls_ring, CALLS_RING_BYTES, control.calls_woken, record->end_ns));
+	record.start_ns = state->start_ns;
+	record.submitted_ns = state->submitted_ns;
+	record.end_ns = bpf_ktime_get_ns();
+	record.owner_start_ns = READ(task, group_leader, start_boottime);
+	record.read_bytes = state->read_bytes;
+	record.write_bytes = state->write_bytes;
+	record.tgid = READ(task, tgid);
+	record.requests = state->requests;
+	record.reads = state->reads;
+	record.writes = state->writes;
+	record.reaped = reaped;
+	record.engine = engine;
+	record.flags = state->flags;
+	record.reserved = 0;
+	if (!ring || bpf_ringbuf_output(ring, &record, sizeof(record),
+					WAKEUP_FLAG(ring, control.calls_ring_bytes, control.calls_woken, record.end_ns)))
+		overflow_call(&record, index);
 }
 
 static __always_inline void add_read(struct call_state *state, __u64 bytes)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The kept entry of a request: where it lies, how it begins, how it leaves as a record, and the counts of its device. */
+/* The kept entry of a request: where it lies, how it begins, how it leaves as a record. */
 #ifndef LLMIO_ENTRIES_H
 #define LLMIO_ENTRIES_H
 
@@ -23,53 +23,22 @@ static __always_inline __u8 flags_of(__u32 cmd_flags)
 	return flags;
 }
 
-/* Slots that others may take between a look at control.slots_taken and the next one. */
-#define SLOT_RIVALS 8
-
-/* The slot of a device in device_counts, claimed at first sight; 0 when all are taken. */
-GLOBAL __u32 claim_slot(__u32 device)
-{
-	__u32 *found = bpf_map_lookup_elem(MAP(device_slots), &device), slot = control.slots_taken;
-
-	if (found)
-		return *found;
-	for (int i = 0; i < SLOT_RIVALS; i++) {
-		slot++;
-		if (slot >= DEVICES_MAX)
-			return 0;
-		if (bpf_map_update_elem(MAP(slot_devices), &slot, &device, BPF_NOEXIST))
-			continue;
-		control.slots_taken = slot;
-		/* If the same device was faster on another CPU, this slot stays empty. */
-		bpf_map_update_elem(MAP(device_slots), &device, &slot, BPF_NOEXIST);
-		break;
-	}
-	found = bpf_map_lookup_elem(MAP(device_slots), &device);
-	return found ? *found : 0;
-}
-
-static __always_inline struct device_counts *counts_of(__u32 slot)
-{
-	return bpf_map_lookup_elem(MAP(device_counts), &slot);
-}
-
 static __always_inline void emit(struct request_entry *entry, __u64 done_ns, __u64 sector, __u16 hw_queue)
 {
-	struct request_record *record = new_record(&entry->share, entry->device, entry->op);
+	struct request_record record;
 
-	if (!record)
-		return;
-	record->made_ns = entry->made_ns;
-	record->issued_ns = entry->issued_ns;
-	record->done_ns = done_ns;
-	record->sector = sector;
-	record->bytes = entry->bytes - entry->part_bytes;
-	record->request_bytes = entry->bytes;
-	record->requeues = entry->issues > 1 ? entry->issues - 1 : 0;
-	record->hw_queue = hw_queue;
-	record->flags |= entry->flags;
-	record->status = entry->status;
-	submit(record);
+	describe(&record, &entry->share, entry->device, entry->op);
+	record.made_ns = entry->made_ns;
+	record.issued_ns = entry->issued_ns;
+	record.done_ns = done_ns;
+	record.sector = sector;
+	record.bytes = entry->bytes - entry->part_bytes;
+	record.request_bytes = entry->bytes;
+	record.requeues = entry->issues > 1 ? entry->issues - 1 : 0;
+	record.hw_queue = hw_queue;
+	record.flags |= entry->flags;
+	record.status = entry->status;
+	output(&record);
 }
 
 /* blk_status_t, as since 5.16; before, the tracepoint had its errno (blk_errors in block/blk-core.c). */

@@ -138,7 +138,7 @@ static __always_inline void look_at(struct target *target, struct bio *bio, __u3
 	} else if (is_symbol(end_io, SYMBOL(end_swap_bio_read)) || is_symbol(end_io, SYMBOL(end_swap_bio_write)) ||
 		   (HAS_REQUEST_FLAG(SWAP) && opf & REQUEST_FLAG(SWAP))) {
 		target->path = PATH_SWAP;
-	} else if (!of_btrfs(target, bio, end_io, op)) {
+	} else if (!of_simple_dio(target, bio) && !of_btrfs(target, bio, end_io, op)) {
 		of_pages(target, first, bio, op, end_io);
 	}
 }

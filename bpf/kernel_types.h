@@ -152,10 +152,16 @@ struct bio {
 	struct bio_vec *bi_io_vec;
 	void *bi_end_io;
 	void *bi_private;
+	void *bi_pool;
 };
 
 struct bio___before_5_12 {
 	struct gendisk *bi_disk;
+};
+
+struct iomap_dio_simple { /* since 7.x */
+	struct kiocb *iocb;
+	struct bio bio;
 };
 
 /* btrfs: often a module, whose types are in a BTF of their own. */
@@ -195,6 +201,7 @@ struct dm_target_io {
 
 struct md_io_clone {
 	struct bio *orig_bio;
+	struct bio bio_clone;
 };
 
 struct md_io_acct {
@@ -466,6 +473,11 @@ static __always_inline const void *work_of(struct task_struct *task)
 static __always_inline __u64 waiter_of(struct iomap_dio *dio)
 {
 	return WORD(iomap_dio, dio, submit.waiter);
+}
+
+static __always_inline bool has_simple_dio(void)
+{
+	return bpf_core_type_exists(struct iomap_dio_simple);
 }
 
 static __always_inline bool has_mark(struct xa_node *node, int mark)

@@ -7,11 +7,10 @@
 #define LLMIO_MAPS_H
 
 /*
- * Rings: 16 MiB of memory in all by default, tables included. Half a requests ring holds 43,690 records, 0.17 s at
- * 250,000 requests/s, and a reader is woken when it is reached. The loader may set other sizes.
+ * Rings of requests and of calls are one for each CPU, or for each few: a ring has one lock, and with 52 CPUs on it the
+ * kernel's own benchmark falls from 11 to 2 M/s. The loader makes them (loading.py), of 10 MiB in all.
  */
-#define REQUESTS_RING_BYTES (8 << 20)
-#define CALLS_RING_BYTES (4 << 20)	 /* 52,428 calls; at depth 1 there are two for each request */
+#define RINGS_MAX 64
 #define PROCESSES_RING_BYTES (256 << 10) /* 4,096 new processes between two reads */
 #define FILES_RING_BYTES (1 << 20)	 /* 6,000 files with paths of 100 bytes between two reads */
 
@@ -36,6 +35,10 @@
 #define WRITERS_MAX 16384
 /* Before 6.5, bios whose requests have not been seen yet: no more than there are requests, set by the loader. */
 #define MADE_BIOS_MAX 1
+/* Owners, files, devices and ops whose requests were added up because rings were full, each for the CPUs of a ring. */
+#define OVERFLOW_MAX 4096
+/* The same of calls. */
+#define CALL_OVERFLOW_MAX 1024
 /* Bios that merged into requests in flight: 32 MiB of them if each is 4 KiB. Of one that falls out, nothing is known. */
 #define BIOS_MAX 8192
 
@@ -110,14 +113,40 @@ struct walk {
 #if !defined(LLMIO_BCC)
 
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, REQUESTS_RING_BYTES);
-} requests_ring SEC(".maps") __weak;
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, RINGS_MAX);
+	__uint(key_size, sizeof(__u32)); /* CPU & control.rings_mask */
+	__uint(value_size, sizeof(__u32));
+} requests_rings SEC(".maps") __weak;
 
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, CALLS_RING_BYTES);
-} calls_ring SEC(".maps") __weak;
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, RINGS_MAX);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} calls_rings SEC(".maps") __weak;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, OVERFLOW_MAX);
+	__type(key, struct overflow_key);
+	__type(value, struct overflow_totals);
+} overflow SEC(".maps") __weak;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CALL_OVERFLOW_MAX);
+	__type(key, struct call_overflow_key);
+	__type(value, struct call_overflow_totals);
+} call_overflow SEC(".maps") __weak;
+
+/* What an entry of either starts as: too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct overflow_totals);
+} nothing SEC(".maps") __weak;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -264,15 +293,21 @@ struct control control SEC(".data.control") __weak = {
  * How to submit to a ring: a reader that polls is woken, once until it reads, only when the ring is half full. That is
  * looked at for one record in 64, by any number that changes, since asking costs a call.
  */
-#define WAKEUP_FLAG(ring, bytes, woken, number)                                                                     \
-	({                                                                                                          \
-		__u64 flag = BPF_RB_NO_WAKEUP;                                                                      \
-		if (!((number) & 63) && !(woken) && bpf_ringbuf_query(MAP(ring), BPF_RB_AVAIL_DATA) >= (bytes) / 2) {   \
-			(woken) = 1;                                                                                \
-			flag = BPF_RB_FORCE_WAKEUP;                                                                 \
-		}                                                                                                   \
-		flag;                                                                                               \
+#define WAKEUP_FLAG(ring, bytes, woken, number)                                                                  \
+	({                                                                                                       \
+		__u64 flag = BPF_RB_NO_WAKEUP;                                                                   \
+		if (!((number) & 63) && !(woken) && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= (bytes) / 2) { \
+			(woken) = 1;                                                                             \
+			flag = BPF_RB_FORCE_WAKEUP;                                                              \
+		}                                                                                                \
+		flag;                                                                                            \
 	})
+
+/* Which of the rings is this CPU's. */
+static __always_inline __u32 ring_of_cpu(void)
+{
+	return bpf_get_smp_processor_id() & control.rings_mask;
+}
 
 static __always_inline struct ring_losses *losses(void)
 {

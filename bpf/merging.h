@@ -74,27 +74,25 @@ static __always_inline bool same_share(const struct share *a, const struct share
 /* Bytes that belong to another owner or file than the request. Runs of the same one give one record. */
 static SIDE_PATH int emit_part(struct walk *walk)
 {
-	struct request_record *record;
+	struct request_record record;
 	__u32 bytes = walk->part_bytes;
 
 	if (!bytes)
 		return 0;
 	walk->part_bytes = 0;
 	walk->given += bytes;
-	record = new_record(&walk->part, walk->device, walk->op);
-	if (!record)
-		return 0;
-	record->made_ns = 0;
-	record->issued_ns = 0;
-	record->done_ns = 0;
-	record->sector = SECTOR_UNKNOWN;
-	record->bytes = bytes;
-	record->request_bytes = 0;
-	record->requeues = 0;
-	record->hw_queue = 0;
-	record->flags |= REQUEST_PART | (walk->flags & ~REQUEST_SHARED);
-	record->status = 0;
-	submit(record);
+	describe(&record, &walk->part, walk->device, walk->op);
+	record.made_ns = 0;
+	record.issued_ns = 0;
+	record.done_ns = 0;
+	record.sector = SECTOR_UNKNOWN;
+	record.bytes = bytes;
+	record.request_bytes = 0;
+	record.requeues = 0;
+	record.hw_queue = 0;
+	record.flags |= REQUEST_PART | (walk->flags & ~REQUEST_SHARED);
+	record.status = 0;
+	output(&record);
 	return 0;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Request records: what ops are called in them, room in their ring, how they leave. What they say is the callers'. */
+/* Request records: what ops are called in them, how they leave. What they say is the callers'. */
 #ifndef LLMIO_OUTPUT_H
 #define LLMIO_OUTPUT_H
 
@@ -34,18 +34,8 @@ static __always_inline bool moves_data(__u8 op)
 	return op == OP_READ || op == OP_WRITE;
 }
 
-/* Room for a record in the ring, or NULL, which is counted. */
-static __always_inline struct request_record *new_record(struct share *share, __u32 device, __u8 op)
+static __always_inline void describe(struct request_record *record, const struct share *share, __u32 device, __u8 op)
 {
-	struct request_record *record = bpf_ringbuf_reserve(MAP(requests_ring), sizeof(*record), 0);
-
-	if (!record) {
-		struct ring_losses *lost = losses();
-
-		if (lost)
-			lost->requests++;
-		return NULL;
-	}
 	record->owner_start_ns = share->owner_start_ns;
 	record->inode = share->inode;
 	record->inode_generation = share->inode_generation;
@@ -58,12 +48,18 @@ static __always_inline struct request_record *new_record(struct share *share, __
 	record->path = share->path;
 	record->owner = share->owner;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
-	return record;
 }
 
-static __always_inline void submit(struct request_record *record)
+/* Into the ring of this CPU; added up if that is full. */
+static __always_inline void output(struct request_record *record)
 {
-	bpf_ringbuf_submit(record, WAKEUP_FLAG(requests_ring, REQUESTS_RING_BYTES, control.requests_woken, record->done_ns));
+	__u32 index = ring_of_cpu();
+	void *ring = bpf_map_lookup_elem(MAP(requests_rings), &index);
+
+	if (!ring || bpf_ringbuf_output(ring, record, sizeof(*record),
+					WAKEUP_FLAG(ring, control.requests_ring_bytes, control.requests_woken,
+						    record->done_ns ^ record->inode)))
+		overflow_request(record, index);
 }
 
 #endif

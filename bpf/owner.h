@@ -111,16 +111,16 @@ static __always_inline void set_owner_of_thread(struct share *share, struct targ
 	struct task_struct *task = AS(task_struct, address);
 
 	if (READ(task, flags) & PF_WQ_WORKER && !is_loop_worker(task)) {
-		struct iomap_dio *dio = AS(iomap_dio, target->dio);
+		struct kiocb *kiocb = AS(kiocb, target->kiocb);
 		const void *complete;
 		struct task_struct *waiter;
 		__u64 waiting;
 		__u32 flags;
 
-		if (!target->dio)
+		if (!target->kiocb)
 			return;
-		complete = READ(dio, iocb, ki_complete);
-		waiting = waiter_of(dio);
+		complete = READ(kiocb, ki_complete);
+		waiting = target->dio ? waiter_of(AS(iomap_dio, target->dio)) : 0;
 		waiter = AS(task_struct, waiting);
 		flags = READ(waiter, flags);
 		if (complete) {

@@ -3,10 +3,11 @@
  * llmio-probe's programs: who asked for each block request, how it was asked, how long each stage took. variant.h says in
  * which ways this is compiled.
  *
- * One room each: record.h what user space gets, maps.h tables and rings with their sizes, target.h, files.h, btrfs.h
- * and stacked.h for which file a bio is, owner.h whose it is, writers.h who dirtied a file, entries.h what is kept of a request, requests.h
- * its life, getrq.h how it starts on older kernels, merging.h what merged into it, output.h its records, processes.h
- * sessions, calls.h the app's view. Layouts of kernel types are in kernel_types.h, its functions in symbols.h.
+ * One room each: record.h what user space gets, maps.h tables and rings with their sizes, target.h, files.h, btrfs.h and
+ * stacked.h for which file a bio is, owner.h whose it is, writers.h who dirtied a file, entries.h what is kept of a
+ * request, requests.h its life, getrq.h how it starts on older kernels, merging.h what merged into it, output.h its
+ * records, overflow.h what is added up when a ring is full, counts.h a device's counts, processes.h sessions, calls.h the
+ * app's view. Layouts of kernel types are in kernel_types.h, its functions in symbols.h.
  */
 #if !defined(LLMIO_BCC)
 #include <stdbool.h>
@@ -38,6 +39,8 @@
 #include "files.h"
 #include "owner.h"
 #include "writers.h"
+#include "counts.h"
+#include "overflow.h"
 #include "output.h"
 #include "merging.h"
 #include "entries.h"
@@ -60,6 +63,7 @@ const enum request_flag request_flag_ids;
 const enum call_flag call_flag_ids;
 const enum process_flag process_flag_ids;
 const enum file_flag file_flag_ids;
+const enum bucket_edge bucket_edge_ids;
 
 #endif
 

@@ -153,6 +153,21 @@ struct file_record {
 	__u32 path_bytes;
 };
 
+/* The one bucket rule: bucket n holds (2^(n-1), 2^n]. These are the n of the first and the last bucket; more is in +Inf. */
+enum bucket_edge {
+	BUCKET_SIZE_FIRST = 9, /* bytes */
+	BUCKET_SIZE_LAST = 31,
+	BUCKET_LATENCY_FIRST = 10, /* nanoseconds */
+	BUCKET_LATENCY_LAST = 35,
+	BUCKET_CALL_FIRST = 0, /* requests a call */
+	BUCKET_CALL_LAST = 12,
+};
+
+#define SIZE_BUCKETS (BUCKET_SIZE_LAST - BUCKET_SIZE_FIRST + 2)
+#define LATENCY_BUCKETS (BUCKET_LATENCY_LAST - BUCKET_LATENCY_FIRST + 2)
+#define CALL_BUCKETS (BUCKET_CALL_LAST - BUCKET_CALL_FIRST + 2)
+#define OPS (OP_OTHER + 1)
+
 /* Per device and CPU: started = finished + merged + in flight + expired, summed over CPUs. */
 struct device_counts {
 	__u64 started;
@@ -162,12 +177,17 @@ struct device_counts {
 	__u64 unowned;	/* completed without a start: flushes, in flight at attach, untracked */
 	__u64 unowned_at_attach; /* of them, made before the probe ran */
 	__u64 untracked; /* starts that found no room in the request table */
+	__u64 lost_requests[OPS]; /* finished, and of which nothing else is known: overflowed, and no room there either */
+	__u64 lost_bytes[OPS];
 };
 
-/* Why a record did not reach its ring, per CPU. */
+/* Records that found no room in their ring, per CPU: in the overflow tables, or not even there. */
 struct ring_losses {
-	__u64 requests;
-	__u64 calls;
+	__u64 overflowed_requests;
+	__u64 overflowed_parts;
+	__u64 overflowed_calls;
+	__u64 lost_requests; /* in device_counts, parts too */
+	__u64 lost_calls;
 	__u64 processes; /* tried again at the next request of that process */
 	__u64 files;	 /* tried again at the next request for that file */
 };
@@ -190,7 +210,9 @@ struct control {
 	__u32 slots_taken; /* of device_counts, apart from slot 0 */
 	__u32 page_bytes;
 	__u32 starts_with_bio; /* no block_io_start: a request is made from a bio that block_getrq has seen */
-	__u32 reserved;
+	__u32 rings_mask; /* of CPU numbers: which ring is a CPU's */
+	__u32 requests_ring_bytes; /* of each ring */
+	__u32 calls_ring_bytes;
 };
 
 #define USER_TICK_NS 10000000ULL /* USER_HZ, the unit of /proc/PID/stat, is 100 on x86-64 and arm64 */
@@ -206,6 +228,65 @@ struct share {
 	__u8 path;
 	__u8 owner;
 	__u8 shared; /* several processes had dirtied the file when it was written back */
+};
+
+/* What is the same in all requests, or parts of requests, that were added up because a ring was full. */
+struct overflow_key {
+	struct share share;
+	__u32 device;
+	__u16 flags; /* enum request_flag: those that tell whose bytes they are */
+	__u8 op;
+	__u8 status;
+	__u32 ring; /* by which its CPUs keep out of each other's way */
+	__u32 reserved;
+};
+
+/* Totals since the programs were attached; never reset. Buckets count modulo 2^32: their reader takes differences. */
+struct overflow_totals {
+	__u64 requests; /* or parts */
+	__u64 bytes;
+	__u64 request_bytes;
+	__u64 requeues;
+	__u64 queue_ns;
+	__u64 device_ns;
+	__u64 total_ns;
+	__u64 done_ns; /* of the last one, about */
+	__u32 size_counts[SIZE_BUCKETS];
+	__u32 queue_counts[LATENCY_BUCKETS];
+	__u32 device_counts[LATENCY_BUCKETS];
+	__u32 total_counts[LATENCY_BUCKETS];
+	__u32 reserved;
+};
+
+/* The same of calls. */
+struct call_overflow_key {
+	__u64 owner_start_ns;
+	__u32 tgid;
+	__u32 ring;
+	__u8 engine;
+	__u8 flags; /* enum call_flag */
+	__u8 reserved[6];
+};
+
+enum call_op {
+	CALL_READS,
+	CALL_WRITES,
+	CALL_OTHERS, /* requests of another op, or none at all */
+	CALL_OPS,
+};
+
+struct call_overflow_totals {
+	__u64 records;
+	__u64 calls[CALL_OPS]; /* with requests of that op */
+	__u64 requests[CALL_OPS];
+	__u64 submit_ns[CALL_OPS]; /* a call's, shared out by its requests */
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 reaped;
+	__u64 wait_ns;
+	__u32 request_counts[CALL_BUCKETS]; /* requests a call */
+	__u32 submit_counts[LATENCY_BUCKETS];
+	__u32 wait_counts[LATENCY_BUCKETS];
 };
 
 /* Before 6.5: a bio that is about to be made into a request, until that is issued. */

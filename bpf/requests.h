@@ -122,7 +122,7 @@ PROGRAM_AT(1, block_rq_merge, void *queue, struct request *rq)
 }
 #endif
 
-static __always_inline void finish(struct request_entry *entry, struct request *rq)
+static HOT_PATH int finish(struct request_entry *entry, struct request *rq)
 {
 	struct device_counts *counts = counts_of(entry->slot);
 
@@ -136,6 +136,7 @@ static __always_inline void finish(struct request_entry *entry, struct request *
 		}
 	}
 	emit(entry, bpf_ktime_get_ns(), READ(rq, __sector), READ(rq, mq_hctx, queue_num));
+	return 0;
 }
 
 /* Nobody saw it begin, or there was no room. Nothing has to be remembered of it; what completes in parts counts as many. */

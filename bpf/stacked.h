@@ -17,7 +17,7 @@ static __always_inline struct bio *above(struct bio *bio, const void *end_io)
 		return AS(bio, BPF_CORE_READ(tio, io, orig_bio));
 	}
 	if (is_symbol(end_io, SYMBOL(md_end_clone_io)) && bpf_core_type_exists(struct md_io_clone)) {
-		struct md_io_clone *clone = (void *)READ(bio, bi_private);
+		struct md_io_clone *clone = (void *)bio - OFFSET(md_io_clone, bio_clone); /* 7.x: not in bi_private */
 
 		return AS(bio, BPF_CORE_READ(clone, orig_bio));
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Functions of the kernel whose addresses tell what a bio is for, or who works; static ones too. Only they tell direct I/O
- * from cached: a page cannot, since anybody's buffer may be a page of some file.
+ * Functions of the kernel (and one variable) whose addresses tell what a bio is for, or who works; static ones too. Only
+ * they tell direct I/O from cached: a page cannot, since anybody's buffer may be a page of some file.
  *
  * The loader looks these names up in /proc/kallsyms, and leaves 0 where a kernel has none of that name, or hides it. Not
  * as __ksym, which the linker cannot merge when two variants name the same one.
@@ -28,6 +28,9 @@ struct symbols {
 	__u64 btrfs_simple_end_io;	/* btrfs: since 6.2, the bio lies in a struct btrfs_bio */
 	__u64 btrfs_orig_write_end_io;	/* since 6.2, with copies: the last of them, likewise */
 	__u64 btrfs_clone_write_end_io; /* since 6.2: the other copies */
+
+	/* bio.bi_pool: small direct reads of ext4 and xfs since 7.x, synchronous ones too, whose bi_end_io says nothing */
+	__u64 iomap_dio_simple_pool;
 
 	/* btrfs_bio.end_io of direct I/O, since 6.2 */
 	__u64 btrfs_dio_end_io;

@@ -21,6 +21,7 @@
  *               as long, and loops are too much for the verifier. Its arguments are numbers, addresses too.
  *   SUBPROGRAM  one with pointers among its arguments: global since 5.12, where plain is.
  *   SIDE_PATH   static, and seldom run.
+ *   HOT_PATH    inline where that saves time; a function where all frames of a chain of calls share 512 bytes.
  */
 
 /* One to four members on the way from a pointer: READ(rq, q, disk, major). */
@@ -36,6 +37,7 @@
 #define PROGRAM(tracepoint, ...) SEC("tp_btf/" #tracepoint) int BPF_PROG(tracepoint, __VA_ARGS__)
 #define GLOBAL __noinline
 #define SUBPROGRAM __noinline
+#define HOT_PATH __always_inline
 
 #define SYSCALL_PROGRAM(name, context) SEC("tracepoint/syscalls/sys_" #name) int name(struct context *ctx)
 #define FUNCTION_PROGRAM(name) name##__fentry
@@ -61,6 +63,7 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 #define FUNCTION_PROGRAM(name) name##__probe_fentry
 #define GLOBAL __noinline
 #define SUBPROGRAM static __noinline
+#define HOT_PATH __noinline
 
 /* The linker must not take one variant's for the other's. */
 #define claim_slot claim_slot__probe

@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
 
 from llmio_probe.errors import ProbeError
 from llmio_probe.identity.role_rules import Rule, read_role_rules
-from llmio_probe.kernel.loading import LoaderName
 from llmio_probe.text import escape
 from llmio_probe.yaml_nodes import BadNodeError, Reader, compose, one_of, read_mapping, scalar, wrong
+
+if TYPE_CHECKING:  # whoever only reads the rules in a configuration needs no NumPy
+    from llmio_probe.kernel.loading import LoaderName
 
 
 class Address(NamedTuple):

@@ -7,11 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
+from llmio_probe.aggregate.combinations import Combinations, select
 from llmio_probe.aggregate.series import Series
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.roles import RoleBook
-from llmio_probe.kernel.records import Batch
+from llmio_probe.kernel.records import Batch, Records
 
 SHORTEST_WAIT = 0.2
 """Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
@@ -40,6 +41,7 @@ class Pipeline:
         self._files = files
         self._roles = roles
         self._series = series
+        self._combinations = Combinations()
         self.wait = SHORTEST_WAIT
         self.choose(devices)
 
@@ -52,13 +54,32 @@ class Pipeline:
         batch = self._source.read()
         self._identity.observe(batch.processes)
         self._files.observe(batch.files, batch.processes)
-        requests = batch.requests
-        if self._devices is not None:
-            requests = requests[np.isin(requests["device"], self._devices)]
-        owners, files = self._identity.resolve(requests), self._files.resolve(requests)
-        self._series.add_requests(requests, owners, self._roles.resolve(requests, owners, files), files)
+        self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
+        self._count_overflow(batch)
         records = len(batch.requests) + len(batch.calls)
         # Five looks a second while there is load, down to one when there is none.
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
         return records
+
+    def _chosen(self, requests: Records) -> Records:
+        if self._devices is None:
+            return requests
+        return select(requests, np.isin(requests["device"], self._devices))
+
+    def _count(self, requests: Records) -> None:
+        """All but times is the same for the requests of a combination."""
+        batch = self._combinations.find(requests)
+        owners, files = self._identity.resolve(batch.samples), self._files.resolve(batch.samples)
+        roles = self._roles.resolve(batch.samples, owners, files, (requests, batch.spread))
+        self._series.add_combined(batch, owners, roles, files)
+
+    def _count_overflow(self, batch: Batch) -> None:
+        """Behind the requests with records: those came first into the rings."""
+        if len(totals := batch.overflow):
+            if self._devices is not None:
+                totals = totals[np.isin(totals["device"], self._devices)]
+            owners, files = self._identity.resolve(totals), self._files.resolve(totals)
+            self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
+        if len(batch.call_overflow):
+            self._series.add_call_overflow(batch.call_overflow, self._identity.resolve(batch.call_overflow))

@@ -1,8 +1,8 @@
 """What holds for every test: where it may be left out, and that signals reach it.
 
-The gate of the live tests: what lies under tests/live is marked live, and never passes by not running. A plain `pytest`
-without root skips them and says how to run them. With LLMIO_REQUIRE_LIVE=1 (make test, CI) a live test that is skipped,
-deselected or lacks root is a failure. Other fixtures live beside their tests.
+The gate of the live tests: what lies under tests/live and tests/frameworks is marked live, and never passes by not
+running. A plain `pytest` without root skips them and says how to run them. With LLMIO_REQUIRE_LIVE=1 (make test, CI) a
+live test that is skipped, deselected or lacks root is a failure. Other fixtures live beside their tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-LIVE = Path(__file__).parent / "live"
+LIVE = tuple(Path(__file__).parent / name for name in ("live", "frameworks"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.path.is_relative_to(LIVE):
+    if _lies_in_live(item.path):
         item.add_marker("live")
 
 
@@ -61,7 +61,7 @@ class _RequiredLive:
         self, collector: pytest.Collector
     ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
         report = yield
-        if report.skipped and collector.path.is_relative_to(LIVE):
+        if report.skipped and _lies_in_live(collector.path):
             report.outcome, report.longrepr = "failed", _not_skipped(report.longrepr)
         return report
 
@@ -86,6 +86,10 @@ class _RequiredLive:
             terminalreporter.write_line(
                 f"LLMIO_REQUIRE_LIVE=1, but {self._deselected} live tests were deselected", red=True
             )
+
+
+def _lies_in_live(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in LIVE)
 
 
 def _is_live(item: pytest.Item) -> bool:

@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE_EXPONENTS = (9, 31)
-LATENCY_EXPONENTS = (10, 35)
-REQUESTS_EXPONENTS = (0, 12)
+from llmio_probe.kernel.records import BucketEdge
+
+SIZE_EXPONENTS = int(BucketEdge.SIZE_FIRST), int(BucketEdge.SIZE_LAST)
+LATENCY_EXPONENTS = int(BucketEdge.LATENCY_FIRST), int(BucketEdge.LATENCY_LAST)
+REQUESTS_EXPONENTS = int(BucketEdge.CALL_FIRST), int(BucketEdge.CALL_LAST)
+
+MANTISSA_BITS = 52
+BIAS = 1023
+"""What IEEE 754 adds to the exponent of a float64."""
 
 
 def edges(exponents: tuple[int, int]) -> tuple[int, ...]:
@@ -33,10 +39,18 @@ REQUESTS_EDGES = edges(REQUESTS_EXPONENTS)
 def bucket(values: NDArray[Any], exponents: tuple[int, int]) -> NDArray[np.int64]:
     """The bucket of each value: an index into ``edges(exponents)``, or their number for +Inf.
 
-    values: any shape, non-negative integers below 2^53 (larger ones are in +Inf with every exponent used here).
+    values: any shape, not negative, whole numbers below 2^53 (larger ones are in +Inf with every exponent used here).
     """
     first, last = exponents
-    # frexp gives value = m * 2^e with 0.5 <= m < 1, so e is the bit length; of value - 1 it is n for (2^(n-1), 2^n].
-    lowered = np.maximum(values.astype(np.int64), 1) - 1
-    n = np.frexp(lowered.astype(np.float64))[1].astype(np.int64)
-    return np.clip(n, first, last + 1) - first
+    # The bits of a float64 are exponent, then mantissa. With one less, 2^n is with those below it, as the rule wants,
+    # and 0 is negative.
+    n = float_bits(values) - 1
+    n >>= MANTISSA_BITS
+    n -= BIAS - 1 + first
+    np.maximum(n, 0, out=n)
+    return np.minimum(n, last + 1 - first, out=n)
+
+
+def float_bits(values: NDArray[Any]) -> NDArray[np.int64]:
+    """The bits of the values as float64, which are in the same order where none is negative."""
+    return values.astype(np.float64, copy=False).view(np.int64)

@@ -31,18 +31,14 @@ class FileTable:
         self._last_row = np.empty(0, np.int64)
 
     def add(
-        self, files: Ints, users: Ints, written: NDArray[np.bool_], bytes_: Ints,
-        whole: NDArray[np.bool_] | None, shared: NDArray[np.bool_] | None,
+        self, files: Ints, users: Ints, written: NDArray[np.bool_], bytes_: Ints, requests: Ints,
+        shared: NDArray[np.bool_],
     ) -> None:  # fmt: skip
-        """Count records in, shape (n,) each, n > 0. written: a write. whole: a request, not a part of one; None: all.
-
-        shared: of a file that several processes had changed; None: none.
-        """
+        """Count in, shape (n,) each, n > 0. written: by writes. shared: several processes had changed the file."""
         rows = self._find(files, users)
         self._rows.add_at("bytes", rows, written, bytes_)
-        self._rows.add("requests", rows, whole)
-        if shared is not None:
-            self._rows["shared"][rows[shared]] = True
+        self._rows.add("requests", rows, requests)
+        self._rows["shared"][rows[shared]] = True
 
     def _find(self, files: Ints, users: Ints) -> Ints:
         new = int(files.max()) + 1 - len(self._last_user)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS
+from llmio_probe.aggregate.buckets import BIAS, LATENCY_EXPONENTS, MANTISSA_BITS, float_bits
 from llmio_probe.aggregate.rows import Percentiles
 
-PARTS = 64
+_PART_BITS = 6
+PARTS = 1 << _PART_BITS
 _FIRST, _LAST = LATENCY_EXPONENTS
 COLUMNS = (_LAST - _FIRST + 1) * PARTS + 1
 """One more than there are parts: the last holds what is longer than 2^35 ns."""
@@ -22,11 +23,11 @@ COLUMNS = (_LAST - _FIRST + 1) * PARTS + 1
 
 def column(nanoseconds: NDArray[Any]) -> NDArray[np.int64]:
     """The part that each latency falls in, shape as given."""
-    lowered = np.maximum(nanoseconds.astype(np.int64), 1) - 1
-    mantissa, exponent = np.frexp(lowered.astype(np.float64))  # lowered = mantissa * 2^exponent, 0.5 <= mantissa < 1
-    part = ((2 * mantissa - 1) * PARTS).astype(np.int64)
-    columns = (exponent.astype(np.int64) - _FIRST) * PARTS + part
-    return np.clip(np.where(exponent < _FIRST, 0, columns), 0, COLUMNS - 1)
+    # As in buckets.py, but with those bits of the mantissa kept that number an octave's parts; 0 is far below all.
+    columns = float_bits(np.maximum(nanoseconds, 1) - 1)
+    columns >>= MANTISSA_BITS - _PART_BITS
+    columns -= (BIAS - 1 + _FIRST) * PARTS
+    return np.clip(columns, 0, COLUMNS - 1, out=columns)
 
 
 def percentiles(counts: NDArray[Any], largest: int) -> Percentiles | None:

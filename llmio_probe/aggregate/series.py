@@ -16,13 +16,13 @@ from llmio_probe.aggregate import latencies
 from llmio_probe.aggregate.buckets import (
     LATENCY_EDGES,
     LATENCY_EXPONENTS,
-    REQUESTS_EDGES,
-    REQUESTS_EXPONENTS,
     SIZE_EDGES,
     SIZE_EXPONENTS,
     bucket,
 )
-from llmio_probe.aggregate.busy import BusyTime
+from llmio_probe.aggregate.busy import BusyTime, chains
+from llmio_probe.aggregate.calls import Calls
+from llmio_probe.aggregate.combinations import Combined, select, singly
 from llmio_probe.aggregate.files import FileTable
 from llmio_probe.aggregate.rows import (
     STAGES,
@@ -39,12 +39,11 @@ from llmio_probe.aggregate.rows import (
 )
 from llmio_probe.aggregate.table import Rows
 from llmio_probe.identity.roles import FIRST_UNDECIDED, OTHER_ROLE, ROLES
-from llmio_probe.kernel.records import CallFlag, Engine, Op, OwnerKind, Path, Records, RequestFlag
+from llmio_probe.kernel.records import Engine, Op, OwnerKind, Path, Records, RequestFlag
 
 _DATA_OPS = np.array([op in (Op.READ, Op.WRITE, Op.PASSTHROUGH) for op in Op])
 """Ops whose bytes are data; a discard has a size and no data, a flush neither."""
 
-_OPS: tuple[Op | None, ...] = (*Op, None)
 _ENGINE_BITS = _OP_BITS = _PATH_BITS = 3
 _ROLE_BITS = 11
 """Roles, and some 1,000 undecided ones. With 31 bits of an owner a stream's key is 63 bits long."""
@@ -53,8 +52,8 @@ _STATUS_BITS = 8
 _STREAM_BITS = _DEVICE_BITS + _OP_BITS + _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
 """What a stream's key holds beside its owner."""
 
-_PIECE = 1 << 15
-"""Records at once: arrays so small that malloc keeps their pages. Page faults took a third of the time of 100,000."""
+_PIECE = 1 << 14
+"""Records at once: what is made of so many stays in a CPU's own cache."""
 
 Ints = NDArray[np.int64]
 
@@ -67,9 +66,9 @@ class Series:
 
     def __init__(self, *, detail: bool) -> None:
         self._detail = detail
-        size, latency, requests = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1, len(REQUESTS_EDGES) + 1
+        size, latency = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1
         fields: dict[str, tuple[Any, tuple[int, ...]]] = {
-            **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum"), ("i8", ())),
+            **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum", "added_up"), ("i8", ())),
             "size": ("i8", (size,)),
         }
         for stage in STAGES:
@@ -81,14 +80,7 @@ class Series:
         self._errors = Rows({"requests": ("i8", ())})
         self._users = Rows({})  # owners on a device
         self._files = FileTable()
-        self._submissions = Rows(
-            {"calls": ("i8", ()), "requests": ("i8", ()), "bytes": ("i8", ()), "parts": ("i8", ()),
-             "submit": ("f8", ()), "wait": ("f8", ())}
-        )  # fmt: skip
-        self._calls = Rows(
-            {"requests": ("i8", (requests,)), "submit": ("i8", (latency,)), "wait": ("i8", (latency,)),
-             "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())}
-        )  # fmt: skip
+        self._calls = Calls()
         kinds, ops = ("i8", (2 * len(OwnerKind),)), ("i8", (len(Op),))
         self._devices = Rows(
             {"attributed": kinds, "shared": kinds, **dict.fromkeys(("requests", "bytes", "requeues", "in_flight"), ops)}
@@ -107,137 +99,167 @@ class Series:
         owners: the owner of each. roles: index into ROLES or an undecided role, see settle_roles; None: all other.
         files: the file of each, 0 is unknown; None: all.
         """
+        self.add_combined(singly(records), owners, roles, files)
+
+    def add_combined(
+        self, batch: Combined, owners: NDArray[np.int32], roles: Ints | None = None,
+        files: NDArray[np.int32] | None = None,
+    ) -> None:  # fmt: skip
+        """The same, where owners, roles and files are those of each combination, shape (k,)."""
+        if not len(batch.records):
+            return
+        samples, counts = batch.samples, batch.counts
+        rows, key, device, op = self._places(samples, owners, roles)
+        whole = samples["flags"] & RequestFlag.PART == 0
+        self._add_bytes(samples, samples["bytes"] * counts, np.where(whole, counts, 0), rows, device, op, files)
+        if whole.all():
+            self._add_whole(samples, counts, rows, key, device, op)
+            self._add_times(batch.records, batch.spread(rows))
+        elif whole.any():  # from here on a part is nothing
+            self._add_whole(samples[whole], counts[whole], rows[whole], key[whole], device[whole], op[whole])
+            chosen = batch.spread(whole)
+            self._add_times(select(batch.records, chosen), batch.spread(rows)[chosen])
+
+    def add_overflow(
+        self, totals: Records, owners: NDArray[np.int32], roles: Ints | None = None,
+        files: NDArray[np.int32] | None = None,
+    ) -> None:  # fmt: skip
+        """Count what was added up in the kernel: OVERFLOW rows, shape (k,), and owners, roles and files of each.
+
+        All that is counted stays exact but for percentiles, which then come from buckets, and busy time.
+        """
+        if not len(totals):
+            return
+        rows, key, device, op = self._places(totals, owners, roles)
+        whole = totals["flags"] & RequestFlag.PART == 0
+        requests = np.where(whole, totals["requests"], 0).astype(np.int64)
+        self._add_bytes(totals, totals["bytes"].astype(np.int64), requests, rows, device, op, files)
+        totals, rows, key, device, op = totals[whole], rows[whole], key[whole], device[whole], op[whole]
+        sums = {name: totals[name].astype(np.int64) for name in ("requests", "request_bytes", "requeues", "total_ns")}
+        self._add_counts(
+            totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], rows, key, device, op
+        )
+        self._streams.add("added_up", rows, sums["requests"])
+        np.add.at(self._streams["size"], rows, totals["size_counts"].astype(np.int64))
+        self._devices.add_at("in_flight", device, op, sums["total_ns"])
+        for stage in STAGES:
+            np.add.at(self._streams[stage], rows, totals[f"{stage}_counts"].astype(np.int64))
+            self._streams.add(f"{stage}_sum", rows, totals[f"{stage}_ns"])
+        if self._detail:
+            self._add_bucket_edges(totals, rows)
+        until = totals["done_ns"].astype(np.int64)
+        for groups, busy in ((device << _OP_BITS | op, self._busy), (device, self._device_busy)):
+            for group in np.unique(groups).tolist():
+                chosen = groups == group
+                under_way = int(totals["device_ns"][chosen].sum())
+                busy.setdefault(group, BusyTime()).add_total(under_way, int(until[chosen].max()))
+
+    def _add_bucket_edges(self, totals: Records, rows: Ints) -> None:
+        """For percentiles: each value counts as the largest of its bucket."""
+        where, column = np.nonzero(totals["size_counts"])
+        sizes = np.minimum(1 << SIZE_EXPONENTS[0] + column, 0xFFFFFFFF)
+        counts = totals["size_counts"][where, column]
+        self._sizes.add("requests", self._sizes.find(rows[where] << 32 | sizes), counts)
+        for stage in STAGES:
+            where, column = np.nonzero(totals[f"{stage}_counts"])
+            ns = 1 << LATENCY_EXPONENTS[0] + column
+            counts = totals[f"{stage}_counts"][where, column]
+            self._streams.raise_to(f"{stage}_max", rows[where], ns)
+            self._streams.add_at(f"{stage}_fine", rows[where], latencies.column(ns.astype(np.float64)), counts)
+
+    def _places(self, samples: Records, owners: NDArray[np.int32], roles: Ints | None) -> tuple[Ints, Ints, Ints, Ints]:
+        """Of each: its stream's row, the key of its owner, device and op, and the last two, the device by its row."""
+        device = self._devices.find(samples["device"].astype(np.int64))
+        op = samples["op"].astype(np.int64)
+        key = (owners.astype(np.int64) << _DEVICE_BITS | device) << _OP_BITS | op
+        stream = (key << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
+        return self._streams.find(stream << _ROLE_BITS | (OTHER_ROLE if roles is None else roles)), key, device, op
+
+    def _add_bytes(
+        self, samples: Records, bytes_: Ints, requests: Ints, rows: Ints, device: Ints, op: Ints,
+        files: NDArray[np.int32] | None,
+    ) -> None:  # fmt: skip
+        """requests: how many there are of each, 0 of parts."""
+        self._streams.add("bytes", rows, np.where(_DATA_OPS[op], bytes_, 0))
+        moved = np.where(op <= Op.WRITE, bytes_, 0)  # reads and writes
+        known = samples["owner"] << 1 | (samples["inode"] != 0)
+        self._devices.add_at("attributed", device, known, moved)
+        shared = samples["flags"] & RequestFlag.SHARED != 0
+        if shared.any():
+            self._devices.add_at("shared", device[shared], known[shared], moved[shared])
+        if files is not None and self._detail:
+            users = self._users.find(self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS))[rows]
+            self._files.add(files.astype(np.int64), users, op == Op.WRITE, moved, requests, shared)
+
+    def _add_whole(self, samples: Records, counts: Ints, rows: Ints, key: Ints, device: Ints, op: Ints) -> None:
+        size = samples["request_bytes"].astype(np.int64)
+        self._add_counts(samples["status"], counts, size * counts, samples["requeues"] * counts, rows, key, device, op)
+        self._streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
+        if self._detail:
+            self._sizes.add("requests", self._sizes.find(rows << 32 | size), counts)
+
+    def _add_counts(
+        self, status: NDArray[Any], requests: Ints, request_bytes: Ints, requeues: Ints, rows: Ints, key: Ints,
+        device: Ints, op: Ints,
+    ) -> None:  # fmt: skip
+        """What is the same for requests with records and without; request_bytes and requeues are sums."""
+        streams = self._streams
+        streams.add("requests", rows, requests)
+        streams.add("size_sum", rows, request_bytes)
+        streams.add("requeues", rows, requeues)
+        failed = status != 0
+        if failed.any():
+            streams.add("errors", rows[failed], requests[failed])
+            errors = self._errors.find(key[failed] << _STATUS_BITS | status[failed])
+            self._errors.add("requests", errors, requests[failed])
+        self._devices.add_at("requests", device, op, requests)
+        self._devices.add_at("bytes", device, op, np.where(_DATA_OPS[op], request_bytes, 0))
+        self._devices.add_at("requeues", device, op, requeues)
+
+    def _add_times(self, records: Records, rows: Ints) -> None:
+        """What no combination shares: latencies by stream, and busy time. rows: the stream of each, shape (n,)."""
+        uses = self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS - _OP_BITS) & (1 << _DEVICE_BITS + _OP_BITS) - 1
+        use_of = uses.astype(np.uint16)
+        before = self._streams["total_sum"].copy()
+        busy = []
         for first in range(0, len(records), _PIECE):
             piece = slice(first, first + _PIECE)
-            self._add_piece(
-                records[piece], owners[piece].astype(np.int64),
-                OTHER_ROLE if roles is None else roles[piece],
-                None if files is None or not self._detail else files[piece].astype(np.int64),
-            )  # fmt: skip
+            made, issued, done = (records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
+            self._add_latencies(made, issued, done, rows[piece])
+            busy.append(_busy_intervals(use_of.take(rows[piece]), issued, done))
+        in_flight = self._streams["total_sum"] - before
+        self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, in_flight)
+        self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
-    def _add_piece(self, records: Records, owners: Ints, role: Ints | int, files: Ints | None) -> None:
-        device = self._devices.find(records["device"].astype(np.int64))
-        op = records["op"].astype(np.int64)
-        key = (owners << _DEVICE_BITS | device) << _OP_BITS | op
-        stream = (key << _ENGINE_BITS | records["engine"]) << _PATH_BITS | records["path"]
-        rows = self._streams.find(stream << _ROLE_BITS | role)
-        bytes_ = records["bytes"].astype(np.int64)
-        self._streams.add("bytes", rows, np.where(_DATA_OPS[op], bytes_, 0))
-
-        flags = records["flags"]
-        seen = int(np.bitwise_or.reduce(flags))
-        whole = flags & RequestFlag.PART == 0 if seen & RequestFlag.PART else None
-        shared = flags & RequestFlag.SHARED != 0 if seen & RequestFlag.SHARED else None
-        moved = np.where(op <= Op.WRITE, bytes_, 0)  # reads and writes
-        known = records["owner"] << 1 | (records["inode"] != 0)
-        self._devices.add_at("attributed", device, known, moved)
-        if shared is not None:
-            self._devices.add_at("shared", device[shared], known[shared], moved[shared])
-        if files is not None:
-            users = self._users.find(self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS))[rows]
-            self._files.add(files, users, op == Op.WRITE, moved, whole, shared)
-
-        if whole is not None:  # from here on a part is nothing
-            records, rows, key, device, op = records[whole], rows[whole], key[whole], device[whole], op[whole]
-        if len(records):
-            self._add_whole(records, rows, key, device, op)
-
-    def _add_whole(self, records: Records, rows: Ints, key: Ints, device: Ints, op: Ints) -> None:
-        streams, size = self._streams, records["request_bytes"].astype(np.int64)
-        streams.add("requests", rows)
-        streams.add("size_sum", rows, size)
-        streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS))
-        if records["requeues"].any():
-            streams.add("requeues", rows, records["requeues"])
-        if self._detail:
-            self._sizes.add("requests", self._sizes.find(rows << 32 | size))
-        self._add_latencies(records, rows)
-        self._add_errors(records, rows, key)
-        self._add_use(records, device, op, np.where(_DATA_OPS[op], size, 0))
-
-    def _add_latencies(self, records: Records, rows: Ints) -> None:
-        made, issued, done = (records[name].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
+    def _add_latencies(self, made: Ints, issued: Ints, done: Ints, rows: Ints) -> None:
+        all_known = min(made.min(), issued.min(), done.min()) > 0
         for stage, start, end in (("queue", made, issued), ("device", issued, done), ("total", made, done)):
-            known = (start > 0) & (end > 0)
-            ns, where = (end - start, rows) if known.all() else ((end - start)[known], rows[known])
-            ns = np.maximum(ns, 0)  # clocks of two CPUs
+            ns, where = end - start, rows
+            if not all_known:
+                known = (start > 0) & (end > 0)
+                ns, where = ns[known], rows[known]
+            np.maximum(ns, 0, out=ns)  # the clocks of two CPUs may differ
+            ns = ns.astype(np.float64)
             self._streams.add_at(stage, where, bucket(ns, LATENCY_EXPONENTS))
             self._streams.add(f"{stage}_sum", where, ns)
             if self._detail:
                 self._streams.raise_to(f"{stage}_max", where, ns)
                 self._streams.add_at(f"{stage}_fine", where, latencies.column(ns))
 
-    def _add_errors(self, records: Records, rows: Ints, key: Ints) -> None:
-        failed = records["status"] != 0
-        if not failed.any():
-            return
-        self._streams.add("errors", rows[failed])
-        self._errors.add("requests", self._errors.find(key[failed] << _STATUS_BITS | records["status"][failed]))
-
-    def _add_use(self, records: Records, device: Ints, op: Ints, data_bytes: Ints) -> None:
-        start, issued, end = (records[name].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
-        for field, amounts in (
-            ("requests", None), ("bytes", data_bytes), ("requeues", records["requeues"]),
-            ("in_flight", np.where(start > 0, np.maximum(end - start, 0), 0)),
-        ):  # fmt: skip
-            self._devices.add_at(field, device, op, amounts)
-        seen = (issued > 0) & (issued <= end)
-        for groups, busy in ((device << _OP_BITS | op, self._busy), (device, self._device_busy)):
+    def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
+        """uses: a device and op each, as in ``_busy``."""
+        for groups, busy in ((uses, self._busy), (uses >> _OP_BITS, self._device_busy)):
             for group in np.flatnonzero(np.bincount(groups)).tolist():
-                chosen = seen & (groups == group)
-                if chosen.any():
-                    busy.setdefault(group, BusyTime()).add(issued[chosen], end[chosen])
+                chosen = groups == group
+                busy.setdefault(group, BusyTime()).add(starts[chosen], ends[chosen])
 
     def add_calls(self, records: Records, owners: NDArray[np.int32]) -> None:
         """Count calls. owners: shape (n,), the owner of each."""
-        if not len(records):
-            return
-        key = owners.astype(np.int64) << _ENGINE_BITS | records["engine"]
-        flags = records["flags"]
-        start, submitted, end = (records[name].astype(np.int64) for name in ("start_ns", "submitted_ns", "end_ns"))
-        polled = flags & CallFlag.POLLED != 0
-        submits = (flags & CallFlag.SUBMIT != 0) & (submitted > 0)
-        waits = flags & CallFlag.WAIT != 0
-        submit_ns = np.where(submits, submitted - start, 0)
-        wait_ns = np.where(waits, end - np.where(submits, submitted, start), 0)
+        self._calls.add(records, owners)
 
-        rows = self._calls.find(key)
-        for chosen, field, values, exponents in (
-            (submits, "requests", records["requests"].astype(np.int64), REQUESTS_EXPONENTS),
-            (submits, "submit", submit_ns, LATENCY_EXPONENTS),
-            (waits, "wait", wait_ns, LATENCY_EXPONENTS),
-        ):
-            self._calls.add_at(field, rows[chosen], bucket(values[chosen], exponents))
-            self._calls.add(f"{field}_sum", rows[chosen], values[chosen])
-
-        requests, reads, writes = (records[name].astype(np.int64) for name in ("requests", "reads", "writes"))
-        others = requests - reads - writes
-        part = flags & CallFlag.BYTES_PART != 0
-        nothing = np.zeros(len(records), np.int64)
-        for op, count, size in (
-            (Op.READ, reads, records["read_bytes"]),
-            (Op.WRITE, writes, records["write_bytes"]),
-            (Op.OTHER, others, nothing),
-        ):
-            chosen, share = count > 0, count / np.maximum(requests, 1)
-            if op is Op.OTHER:  # calls that handed over nothing took their time too
-                empty = submits & (requests == 0)
-                chosen, share = chosen | empty, np.where(empty, 1.0, share)
-            self._add_submissions(key, chosen, op, ~polled, count, size, part, submit_ns * share, nothing)
-        self._add_submissions(key, waits, None, ~polled, records["reaped"], nothing, part & False, nothing, wait_ns)
-
-    def _add_submissions(
-        self, key: Ints, chosen: NDArray[np.bool_], op: Op | None, calls: NDArray[Any], requests: NDArray[Any],
-        size: NDArray[Any], part: NDArray[np.bool_], submit_ns: NDArray[Any], wait_ns: NDArray[Any],
-    ) -> None:  # fmt: skip
-        if not chosen.any():
-            return
-        rows = self._submissions.find(key[chosen] << _OP_BITS | _OPS.index(op))
-        for field, amounts in (
-            ("calls", calls), ("requests", requests), ("bytes", size), ("parts", part),
-            ("submit", submit_ns), ("wait", wait_ns),
-        ):  # fmt: skip
-            self._submissions.add(field, rows, amounts[chosen])
+    def add_call_overflow(self, totals: Records, owners: NDArray[np.int32]) -> None:
+        """Count calls that were added up in the kernel: CALL_OVERFLOW rows, and the owner of each."""
+        self._calls.add_overflow(totals, owners)
 
     def forget(self, owners: Collection[int]) -> None:
         """Drop the series of owners that have ended. What devices did stays."""
@@ -250,8 +272,7 @@ class Series:
         self._streams.keep(stays)
         self._files.forget(np.flatnonzero(np.isin(self._users.keys >> _DEVICE_BITS, gone)))
         self._errors.keep(~np.isin(self._errors.keys >> (_DEVICE_BITS + _OP_BITS + _STATUS_BITS), gone))
-        self._submissions.keep(~np.isin(self._submissions.keys >> (_ENGINE_BITS + _OP_BITS), gone))
-        self._calls.keep(~np.isin(self._calls.keys >> _ENGINE_BITS, gone))
+        self._calls.forget(gone)
 
     def settle_roles(self, final: Mapping[int, int]) -> None:
         """Put an index into ROLES in the place of each undecided role; other, where there is none. All stays exact."""
@@ -299,7 +320,7 @@ class Series:
                 bytes=int(table["bytes"][row]),
                 errors=int(table["errors"][row]),
                 requeues=int(table["requeues"][row]),
-                exact=True,
+                exact=not table["added_up"][row],
                 size_bytes=sizes[row],
                 latency_seconds={
                     stage: latencies.percentiles(table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]))
@@ -327,20 +348,29 @@ class Series:
 
     def request_distributions(self) -> list[RequestDistributions]:
         table = self._streams
-        merged: dict[tuple[int, int, Op, str], list[int]] = {}
-        for row, key in enumerate(table.keys.tolist()):
-            owner, device, op, _, _, role = self._split_stream(key)
-            merged.setdefault((owner, device, op, role), []).append(row)
+        if not len(table):
+            return []
+        # Streams that only engine and path tell apart, one after the other.
+        role_bits = table.keys & (1 << _ROLE_BITS) - 1
+        role = np.where(role_bits < FIRST_UNDECIDED, role_bits, OTHER_ROLE)
+        keys = table.keys >> (_ENGINE_BITS + _PATH_BITS + _ROLE_BITS) << _ROLE_BITS | role
+        order = np.argsort(keys, kind="stable")
+        keys, first = np.unique(keys[order], return_index=True)
+
+        def merged(field: str) -> NDArray[np.int64]:
+            totals: NDArray[np.int64] = np.add.reduceat(table[field][order], first, axis=0)
+            return totals
+
+        size, size_sum = merged("size"), merged("size_sum").tolist()
+        stages = {stage: (merged(stage), (merged(f"{stage}_sum") / 1e9).tolist()) for stage in STAGES}
         return [
             RequestDistributions(
-                *key,
-                Distribution(table["size"][rows].sum(0), float(table["size_sum"][rows].sum())),
-                {
-                    stage: Distribution(table[stage][rows].sum(0), table[f"{stage}_sum"][rows].sum() / 1e9)
-                    for stage in STAGES
-                },
+                *self._split(key >> _ROLE_BITS),
+                ROLES[key & (1 << _ROLE_BITS) - 1],
+                Distribution(size[row], float(size_sum[row])),
+                {stage: Distribution(counts[row], sums[row]) for stage, (counts, sums) in stages.items()},
             )
-            for key, rows in merged.items()
+            for row, key in enumerate(keys.tolist())
         ]
 
     def errors(self) -> list[ErrorCount]:
@@ -352,42 +382,10 @@ class Series:
         ]
 
     def submissions(self) -> list[Submission]:
-        table = self._submissions
-        found = []
-        for row, key in enumerate(table.keys.tolist()):
-            op = _OPS[key & 7]
-            owner, engine = divmod(key >> _OP_BITS, 1 << _ENGINE_BITS)
-            moves_data = op in (Op.READ, Op.WRITE) and not table["parts"][row]
-            found.append(
-                Submission(
-                    owner,
-                    Engine(engine),
-                    op,
-                    int(table["calls"][row]),
-                    int(table["requests"][row]),
-                    int(table["bytes"][row]) if moves_data else None,
-                    None if op is None or not table["calls"][row] else float(table["submit"][row]) / 1e9,
-                    float(table["wait"][row]) / 1e9 if op is None else None,
-                )
-            )
-        return found
+        return self._calls.submissions()
 
     def call_distributions(self) -> list[CallDistributions]:
-        table = self._calls
-
-        def distribution(field: str, row: int, unit: float) -> Distribution:
-            return Distribution(table[field][row].copy(), float(table[f"{field}_sum"][row]) / unit)
-
-        return [
-            CallDistributions(
-                key >> _ENGINE_BITS,
-                Engine(key & 7),
-                distribution("requests", row, 1),
-                distribution("submit", row, 1e9),
-                distribution("wait", row, 1e9),
-            )
-            for row, key in enumerate(table.keys.tolist())
-        ]
+        return self._calls.distributions()
 
     def device_use(self) -> list[DeviceUse]:
         table = self._devices
@@ -431,3 +429,14 @@ class Series:
     def device_busy_seconds(self) -> dict[int, float]:
         """By device, whatever the op: seconds with at least one request issued and not done."""
         return {int(self._devices.keys[index]): busy.nanoseconds / 1e9 for index, busy in self._device_busy.items()}
+
+
+def _busy_intervals(
+    uses: NDArray[np.uint16], issued: Ints, done: Ints
+) -> tuple[NDArray[np.uint16], Ints, Ints]:  # fmt: skip
+    """Few with the same union, by use."""
+    seen = issued <= done
+    if issued.min(initial=1) <= 0 or not seen.all():
+        seen &= issued > 0
+        uses, issued, done = uses[seen], issued[seen], done[seen]
+    return chains(uses, issued, done)

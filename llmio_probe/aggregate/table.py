@@ -41,8 +41,8 @@ class Rows:
         """The row of each key, shape as keys; rows are made for those not seen before."""
         if len(self._sorted):
             place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-            if np.array_equal(self._sorted[place], keys):
-                return self._row_of[place]
+            if np.array_equal(self._sorted.take(place), keys):
+                return self._row_of.take(place)
         self._append(np.setdiff1d(keys, self._sorted))
         return self._row_of[np.searchsorted(self._sorted, keys)]
 
@@ -55,11 +55,14 @@ class Rows:
     ) -> None:
         """Add amounts (1 each without) at (row, column) for each pair, in a field of shape (columns,)."""
         totals = self[field]
-        _add(totals.reshape(-1), rows * totals.shape[1] + columns, amounts)
+        places = rows * totals.shape[1]
+        places += columns
+        _add(totals.reshape(-1), places, amounts)
 
     def raise_to(self, field: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Keep the largest value seen in a one-number field."""
-        np.maximum.at(self[field], rows, values)
+        totals = self[field]
+        np.maximum.at(totals, rows, values.astype(totals.dtype, copy=False))
 
     def keep(self, mask: NDArray[np.bool_]) -> None:
         """Forget the rows where mask, shape (rows,), is False; the others move up."""

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from llmio_probe.errors import ProbeError
-from llmio_probe.identity.facts import ProcessFacts
+
+if TYPE_CHECKING:  # `llmio-probe roles` needs these rules, and neither psutil nor NumPy
+    from llmio_probe.identity.facts import ProcessFacts
 
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?$")
 _FRAMEWORK = re.compile(r"[a-z0-9][a-z0-9._-]*$")

@@ -51,6 +51,9 @@ _PIECE = 1 << 15
 ReadHeader = Callable[[str, int, int], "bytes | None"]
 """headers.cached_start, or what stands in for it."""
 
+Alike = tuple[Records, Callable[[NDArray[np.int64]], NDArray[np.int64]]]
+"""All records, and what gives each of them the value of its sample."""
+
 
 class File(Protocol):
     """What a role depends on; identity/files.py has it."""
@@ -137,8 +140,14 @@ class RoleBook:
         """How many pairs are kept."""
         return len(self._pairs) - 1
 
-    def resolve(self, records: Records, owners: NDArray[np.int32], files: NDArray[np.int32]) -> NDArray[np.int64]:
-        """The role id of each REQUEST record, shape (n,): an index into ROLES, or an undecided one."""
+    def resolve(
+        self, records: Records, owners: NDArray[np.int32], files: NDArray[np.int32], alike: Alike | None = None
+    ) -> NDArray[np.int64]:
+        """The role id of each REQUEST record, shape (n,): an index into ROLES, or an undecided one.
+
+        alike: of what records these are samples that stand for several each; None: they are all. How a file is used
+        depends on when, which is not the same for those.
+        """
         if len(self._pairs) > self._sweep_at:
             self._drop([pair.row for pair in self._pairs[1:] if pair.number and pair.number not in self._files])
             self._sweep_at = 2 * len(self._pairs) + 1000
@@ -153,7 +162,8 @@ class RoleBook:
         touched = np.flatnonzero(np.bincount(rows))
         self._look(touched.tolist())
         if self._watched[touched].any():
-            self._watch(records, rows, touched)
+            every, spread = alike or (records, _itself)
+            self._watch(every, spread(rows), touched)
         return self._ids.take(rows)
 
     def settle(self) -> dict[int, int]:
@@ -354,6 +364,10 @@ class RoleBook:
 def _keys(files: NDArray[np.int32], owners: NDArray[np.int32]) -> NDArray[np.int64]:
     keys: NDArray[np.int64] = files.astype(np.int64) << 32 | owners
     return keys
+
+
+def _itself(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows
 
 
 def _signs(use: NDArray[Any]) -> NDArray[np.uint8]:

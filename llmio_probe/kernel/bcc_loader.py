@@ -29,6 +29,8 @@ from llmio_probe.kernel.loading import (
     LoadedProgram,
     ProbeObject,
     ProbeOptions,
+    fill_rings,
+    make_rings,
     map_sizes,
     object_path,
 )
@@ -58,7 +60,7 @@ def load(libbpf: Libbpf, options: ProbeOptions) -> Loaded:
             if options.wants(name, opened.sections[program])
         }
         addresses = addresses_of(opened.symbols)
-        maps = _create_maps(libbpf, opened, map_sizes(options, variant.plain, variant.starts_with_bio), stack)
+        maps, rings = _create_maps(libbpf, opened, map_sizes(options, variant.plain, variant.starts_with_bio), stack)
         flags = compiler_flags(
             source_folder(),
             {name: loaded.fd for name, loaded in maps.items()},
@@ -73,6 +75,7 @@ def load(libbpf: Libbpf, options: ProbeOptions) -> Loaded:
             variant=f"compiled against the headers of {release}, {variant.text}",
             programs={name: LoadedProgram(fd, hooks[name]) for name, fd in programs.items()},
             maps=maps,
+            rings=rings,
             starts_with_bio=variant.starts_with_bio,
             symbols_hidden=not any(addresses.values()),
             warnings=_warnings(variant.missing, options),
@@ -162,28 +165,39 @@ def _warnings(missing: Sequence[str], options: ProbeOptions) -> list[str]:
 
 def _create_maps(
     libbpf: Libbpf, opened: ProbeObject, sizes: Mapping[str, int], stack: ExitStack
-) -> dict[str, LoadedMap]:
+) -> tuple[dict[str, LoadedMap], dict[str, list[LoadedMap]]]:
+    """The maps, and the rings in some of them."""
     maps = {}
+    try:
+        rings = make_rings(libbpf, libbpf.number("libbpf_num_possible_cpus"), stack)
+    except OSError as error:
+        raise ProbeError(f"the BPF rings cannot be made ({error.strerror}): run as root") from None
     for name, item in opened.maps.items():
         if name == SYMBOLS_MAP:  # addresses are constants of the programs
             continue
-        entries = sizes.get(name) or int(libbpf.bpf_map__max_entries(item))
+        inner = rings.get(name)
+        entries = len(inner) if inner else sizes.get(name) or int(libbpf.bpf_map__max_entries(item))
         try:
-            fd = _create(libbpf, item, _macro_name(name), entries, _MMAPABLE if name == CONTROL_MAP else 0)
+            fd = _create(
+                libbpf, item, _macro_name(name), entries, _MMAPABLE if name == CONTROL_MAP else 0,
+                inner[0].fd if inner else 0,
+            )  # fmt: skip
+            stack.callback(os.close, fd)
+            if inner:
+                fill_rings(libbpf, fd, inner)
         except OSError as error:
             raise ProbeError(f"the BPF map {name} cannot be made ({error.strerror}): run as root") from None
-        stack.callback(os.close, fd)
         maps[name] = LoadedMap(fd, entries)
     size = ctypes.c_size_t()
     values = libbpf.pointer("bpf_map__initial_value", opened.maps[CONTROL_MAP], ctypes.byref(size))
     libbpf.number("bpf_map_update_elem", maps[CONTROL_MAP].fd, ctypes.byref(ctypes.c_uint32(0)), values, 0)
-    return maps
+    return maps, rings
 
 
-def _create(libbpf: Libbpf, item: int, name: str, entries: int, flags: int) -> int:
-    """As libbpf would from the object's definition, but for its size."""
+def _create(libbpf: Libbpf, item: int, name: str, entries: int, flags: int, inner: int) -> int:
+    """As libbpf would from the object's definition, but for its size. inner: a map like those that it will hold."""
     flags |= int(libbpf.bpf_map__map_flags(item))
-    opts = _CREATE_OPTIONS.pack(_CREATE_OPTIONS.size, 0, 0, 0, 0, 0, flags, 0, 0, 0)
+    opts = _CREATE_OPTIONS.pack(_CREATE_OPTIONS.size, 0, 0, 0, 0, inner, flags, 0, 0, 0)
     return libbpf.number(
         "bpf_map_create", libbpf.bpf_map__type(item), name.encode(), libbpf.bpf_map__key_size(item),
         libbpf.bpf_map__value_size(item), entries, opts,

@@ -21,6 +21,8 @@ from llmio_probe.kernel.loading import (
     LoadedProgram,
     ProbeObject,
     ProbeOptions,
+    fill_rings,
+    make_rings,
     map_sizes,
     object_path,
 )
@@ -59,7 +61,13 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         if not whole:
             do_without_module_types()
         try:
+            rings = make_rings(libbpf, libbpf.number("libbpf_num_possible_cpus"), stack)
+            for name, each in rings.items():
+                libbpf.number("bpf_map__set_max_entries", opened.maps[name], len(each))
+                libbpf.number("bpf_map__set_inner_map_fd", opened.maps[name], each[0].fd)
             libbpf.number("bpf_object__load", opened.address)
+            for name, each in rings.items():
+                fill_rings(libbpf, libbpf.number("bpf_map__fd", opened.maps[name]), each)
         except OSError as error:
             raise _load_error(libbpf, error) from None
         return Loaded(
@@ -75,6 +83,7 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
                 name: LoadedMap(libbpf.number("bpf_map__fd", item), int(libbpf.bpf_map__max_entries(item)))
                 for name, item in opened.maps.items()
             },
+            rings=rings,
             starts_with_bio=variant.starts_with_bio,
             symbols_hidden=not any(addresses.values()),
             warnings=[*_warnings(variant, options), *([] if whole else [NO_MODULE_TYPES])],

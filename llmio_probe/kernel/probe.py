@@ -21,12 +21,17 @@ from llmio_probe.kernel.files import file_sight
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loaders import load as load_fitting
 from llmio_probe.kernel.loading import LoadedMap, Loader, ProbeOptions
+from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.program_info import ProgramRuns, program_runs
 from llmio_probe.kernel.records import (
     CALL,
+    CALL_OVERFLOW_KEY,
+    CALL_OVERFLOW_TOTALS,
     CONTROL,
     DEVICE_COUNTS,
     MADE_BIO,
+    OVERFLOW_KEY,
+    OVERFLOW_TOTALS,
     PROCESS,
     PROCESS_KEY,
     REQUEST,
@@ -47,6 +52,7 @@ _ATTACH_ORDER = (
     "writeback_dirty_page", "block_rq_issue", "block_io_start", "block_getrq",
 )  # fmt: skip
 _STARTED = 1  # entries.h: request_entry.in_flight
+_DEVICE_COUNTS = ("started", "finished", "merged", "expired", "unowned", "unowned_at_attach", "untracked")
 _IN_FLIGHT = np.dtype([("slot", "u2"), ("op", "u1")])
 _STATS_RUN_TIME = 0  # enum bpf_stats_type
 _STATS_SYSCTL = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -104,10 +110,11 @@ class Probe:
     def _open_maps(self) -> None:
         libbpf = self._libbpf
         cpus = libbpf.number("libbpf_num_possible_cpus")
-        self._rings = {
-            name: Ring(self._ring_memory(name), dtype, self._atomics)
-            for name, dtype in (("requests_ring", REQUEST), ("calls_ring", CALL), ("processes_ring", PROCESS))
-        }
+        self._request_rings, self._call_rings = (
+            [Ring(map_ring(ring.fd, ring.max_entries), dtype, self._atomics) for ring in self._loaded.rings[name]]
+            for name, dtype in (("requests_rings", REQUEST), ("calls_rings", CALL))
+        )
+        self._processes_ring = Ring(self._ring_memory("processes_ring"), PROCESS, self._atomics)
         self._files_ring = BytesRing(self._ring_memory("files_ring"), self._atomics)
         u4, u8 = np.dtype("u4"), np.dtype("u8")
         self._requests = [
@@ -118,14 +125,24 @@ class Probe:
         self._slots = Table(libbpf, self._fd("device_slots"), u4, u4)
         self._counts = Table(libbpf, self._fd("device_counts"), u4, DEVICE_COUNTS, cpus)
         self._losses = Table(libbpf, self._fd("ring_losses"), u4, RING_LOSSES, cpus)
+        self._overflow = Overflow(
+            Table(libbpf, self._fd("overflow"), OVERFLOW_KEY, OVERFLOW_TOTALS),
+            Table(libbpf, self._fd("call_overflow"), CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
+            self._losses,
+            self._counts,
+            self._slots,
+        )
         self._seen = Table(libbpf, self._fd("seen"), PROCESS_KEY, u4)
         self._followed = Table(libbpf, self._fd("followed"), PROCESS_KEY, u4)
         self._control = np.frombuffer(mmap.mmap(self._fd(".data.control"), mmap.PAGESIZE), CONTROL, 1)
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio
+        self._control["rings_mask"] = len(self._request_rings) - 1
+        self._control["requests_ring_bytes"] = self._loaded.rings["requests_rings"][0].max_entries
+        self._control["calls_ring_bytes"] = self._loaded.rings["calls_rings"][0].max_entries
         # All maps have their room from the start, and before 5.14 who gives up being root cannot ask later.
-        self._memory = {name: _map_memory(name, loaded) for name, loaded in self._loaded.maps.items()}
+        self._memory = {name: self._memory_of(name) for name in self._loaded.maps}
 
     def _ring_memory(self, name: str) -> RingMemory:
         return map_ring(self._fd(name), self._loaded.maps[name].max_entries)
@@ -196,18 +213,23 @@ class Probe:
     @property
     def wake_fds(self) -> list[int]:
         """Readable, edge-triggered, when a ring is half full or a process or a file is new."""
-        return [self._fd(name) for name in (*self._rings, "files_ring")]
+        rings = [ring.fd for each in self._loaded.rings.values() for ring in each]
+        return [*rings, self._fd("processes_ring"), self._fd("files_ring")]
 
     def read(self) -> Batch:
-        """Everything that is complete in the rings.
+        """Everything that is complete in the rings, and what was added up because one was full.
 
         Requests come before processes and files: those are introduced before their first request finishes, so whoever
-        is in ``requests`` is also in this or an earlier ``processes``.
+        is in ``requests`` is also in this or an earlier ``processes``. In the order of the rings, each about in the
+        order of completion.
         """
-        requests, calls = self._rings["requests_ring"].read(), self._rings["calls_ring"].read()
+        requests = _together([ring.read() for ring in self._request_rings])
+        calls = _together([ring.read() for ring in self._call_rings])
         self._control["requests_woken"] = self._control["calls_woken"] = 0
-        processes = self._rings["processes_ring"].read()
-        return Batch(requests, calls, processes, [file_sight(record) for record in self._files_ring.read()])
+        overflow, call_overflow = self._overflow.read()
+        processes = self._processes_ring.read()
+        files = [file_sight(record) for record in self._files_ring.read()]
+        return Batch(requests, calls, processes, files, overflow, call_overflow)
 
     def follow(self, pid: int, start_ticks: int) -> None:
         """The process and all its descendants from now on belong to the session."""
@@ -242,12 +264,16 @@ class Probe:
         return ProbeState(
             [self._device(int(device), int(slot), in_flight) for device, slot in self._device_slots()],
             Losses(
-                int(losses["requests"]), int(losses["calls"]), int(losses["processes"]),
+                losses["lost_requests"], losses["lost_calls"], losses["processes"],
                 {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
-                int(losses["files"]),
+                losses["files"], losses["overflowed_requests"], losses["overflowed_calls"],
             ),
             dict(self._memory),
             dict(self._program_costs),
+            {
+                "requests": max(ring.peak for ring in self._request_rings),
+                "calls": max(ring.peak for ring in self._call_rings),
+            },
         )  # fmt: skip
 
     def shortages(self) -> list[str]:
@@ -277,7 +303,7 @@ class Probe:
         ops, requests = np.unique(in_flight["op"][in_flight["slot"] == slot], return_counts=True)
         return DeviceCounts(
             device,
-            **counts,
+            **{name: counts[name] for name in _DEVICE_COUNTS},
             in_flight={Op(op): int(n) for op, n in zip(ops, requests, strict=True)},
         )
 
@@ -285,6 +311,11 @@ class Probe:
     def _sum(table: Table, key: int) -> dict[str, int]:
         values = table.get(key)
         return {name: int(values[name].sum()) if values is not None else 0 for name in table.value.names or ()}
+
+    def _memory_of(self, name: str) -> int:
+        """Bytes of a map, with the rings in it."""
+        rings = self._loaded.rings.get(name, ())
+        return _map_memory(name, self._loaded.maps[name]) + sum(_map_memory("a_ring", ring) for ring in rings)
 
     # --- what we cost
 
@@ -335,6 +366,14 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _together(batches: list[Records]) -> Records:
+    """One array; without a copy where only one has anything, which is the common case."""
+    filled = [batch for batch in batches if len(batch)]
+    if len(filled) > 1:
+        return np.concatenate(filled)
+    return filled[0] if filled else batches[0]
 
 
 def _map_memory(name: str, loaded: LoadedMap) -> int:

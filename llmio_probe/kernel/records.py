@@ -74,6 +74,22 @@ class CallFlag(IntFlag):
     BYTES_PART = 8
 
 
+class BucketEdge(IntEnum):
+    """The one bucket rule: bucket n holds (2^(n-1), 2^n]. Of the first and the last n; what is more is in +Inf."""
+
+    SIZE_FIRST = 9
+    SIZE_LAST = 31
+    LATENCY_FIRST = 10
+    LATENCY_LAST = 35
+    CALL_FIRST = 0
+    CALL_LAST = 12
+
+
+SIZE_BUCKETS = BucketEdge.SIZE_LAST - BucketEdge.SIZE_FIRST + 2
+LATENCY_BUCKETS = BucketEdge.LATENCY_LAST - BucketEdge.LATENCY_FIRST + 2
+CALL_BUCKETS = BucketEdge.CALL_LAST - BucketEdge.CALL_FIRST + 2
+
+
 class ProcessFlag(IntFlag):
     KERNEL_THREAD = 1
     FOLLOWED = 2
@@ -146,10 +162,22 @@ DEVICE_COUNTS = np.dtype(
         ("unowned", "u8"),
         ("unowned_at_attach", "u8"),
         ("untracked", "u8"),
+        ("lost_requests", "u8", (len(Op),)),
+        ("lost_bytes", "u8", (len(Op),)),
     ]
 )
 
-RING_LOSSES = np.dtype([("requests", "u8"), ("calls", "u8"), ("processes", "u8"), ("files", "u8")])
+RING_LOSSES = np.dtype(
+    [
+        ("overflowed_requests", "u8"),
+        ("overflowed_parts", "u8"),
+        ("overflowed_calls", "u8"),
+        ("lost_requests", "u8"),
+        ("lost_calls", "u8"),
+        ("processes", "u8"),
+        ("files", "u8"),
+    ]
+)
 
 FILE = np.dtype(
     [
@@ -216,6 +244,66 @@ MADE_BIO = np.dtype(
     ]
 )
 
+OVERFLOW_KEY = np.dtype(
+    [
+        ("share", SHARE),
+        ("device", "u4"),
+        ("flags", "u2"),
+        ("op", "u1"),
+        ("status", "u1"),
+        ("ring", "u4"),
+        ("reserved", "u4"),
+    ]
+)
+
+OVERFLOW_TOTALS = np.dtype(
+    [
+        ("requests", "u8"),
+        ("bytes", "u8"),
+        ("request_bytes", "u8"),
+        ("requeues", "u8"),
+        ("queue_ns", "u8"),
+        ("device_ns", "u8"),
+        ("total_ns", "u8"),
+        ("done_ns", "u8"),
+        ("size_counts", "u4", (SIZE_BUCKETS,)),
+        ("queue_counts", "u4", (LATENCY_BUCKETS,)),
+        ("device_counts", "u4", (LATENCY_BUCKETS,)),
+        ("total_counts", "u4", (LATENCY_BUCKETS,)),
+        ("reserved", "u4"),
+    ]
+)
+
+CALL_OVERFLOW_KEY = np.dtype(
+    [
+        ("owner_start_ns", "u8"),
+        ("tgid", "u4"),
+        ("ring", "u4"),
+        ("engine", "u1"),
+        ("flags", "u1"),
+        ("reserved", "u1", (6,)),
+    ]
+)
+
+CALL_OPS = 3
+"""Reads, writes, others: the columns of a call's totals by op (enum call_op)."""
+
+CALL_OVERFLOW_TOTALS = np.dtype(
+    [
+        ("records", "u8"),
+        ("calls", "u8", (CALL_OPS,)),
+        ("requests", "u8", (CALL_OPS,)),
+        ("submit_ns", "u8", (CALL_OPS,)),
+        ("read_bytes", "u8"),
+        ("write_bytes", "u8"),
+        ("reaped", "u8"),
+        ("wait_ns", "u8"),
+        ("request_counts", "u4", (CALL_BUCKETS,)),
+        ("submit_counts", "u4", (LATENCY_BUCKETS,)),
+        ("wait_counts", "u4", (LATENCY_BUCKETS,)),
+    ]
+)
+
 CONTROL = np.dtype(
     [
         ("started_ns", "u8"),
@@ -231,7 +319,9 @@ CONTROL = np.dtype(
         ("slots_taken", "u4"),
         ("page_bytes", "u4"),
         ("starts_with_bio", "u4"),
-        ("reserved", "u4"),
+        ("rings_mask", "u4"),
+        ("requests_ring_bytes", "u4"),
+        ("calls_ring_bytes", "u4"),
     ]
 )
 
@@ -248,6 +338,10 @@ LAYOUTS: dict[str, np.dtype[Any]] = {
     "request_entry": REQUEST_ENTRY,
     "process_key": PROCESS_KEY,
     "made_bio": MADE_BIO,
+    "overflow_key": OVERFLOW_KEY,
+    "overflow_totals": OVERFLOW_TOTALS,
+    "call_overflow_key": CALL_OVERFLOW_KEY,
+    "call_overflow_totals": CALL_OVERFLOW_TOTALS,
     "control": CONTROL,
 }
 """C struct name to dtype, for the check at load."""
@@ -261,8 +355,26 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "call_flag": ("CALL_", CallFlag),
     "process_flag": ("PROCESS_", ProcessFlag),
     "file_flag": ("FILE_", FileFlag),
+    "bucket_edge": ("BUCKET_", BucketEdge),
 }
 """C enum name to the prefix of its members and the Python enum, for the check at load."""
+
+
+def _flat(key: np.dtype[Any], totals: np.dtype[Any]) -> np.dtype[Any]:
+    """Key and totals side by side."""
+    fields = [(name, each[name]) for each in (key, totals) for name in each.names or ()]
+    own = [field for field in fields if field[0] not in ("share", "ring", "reserved")]
+    return np.dtype([*own, *((name, SHARE[name]) for name in SHARE.names or () if "share" in (key.names or ()))])
+
+
+OVERFLOW = np.dtype([*_flat(OVERFLOW_KEY, OVERFLOW_TOTALS).descr, ("made_ns", "u8")])
+"""Requests, or parts of requests, added up in the kernel because a ring was full: what came since the last look.
+
+Fields are named as in REQUEST where they mean the same; requests, bytes, request_bytes, requeues and all ``*_ns`` but
+these two are sums. made_ns, done_ns: when the last of them was done, about; that much is known of when they were."""
+
+CALL_OVERFLOW = _flat(CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS)
+"""The same of calls."""
 
 
 @dataclass(frozen=True)
@@ -288,9 +400,13 @@ class FileSight:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pass over the rings brought: structured arrays, copied out of the rings, and files seen first."""
+    """What one pass over the rings brought: structured arrays, copied out of the rings, and files seen first.
+
+    overflow, call_overflow: what found no room in the rings, as totals."""
 
     requests: Records = field(default_factory=lambda: np.empty(0, REQUEST))
     calls: Records = field(default_factory=lambda: np.empty(0, CALL))
     processes: Records = field(default_factory=lambda: np.empty(0, PROCESS))
     files: list[FileSight] = field(default_factory=list)
+    overflow: Records = field(default_factory=lambda: np.empty(0, OVERFLOW))
+    call_overflow: Records = field(default_factory=lambda: np.empty(0, CALL_OVERFLOW))

@@ -65,6 +65,8 @@ class Ring:
              "itemsize": _HEADER + padded}
         )  # fmt: skip
         self._consumed = atomics.load_acquire(memory.consumer_address)
+        self.peak = 0.0
+        """The largest share of the ring that a read has found in use."""
 
     def read(self) -> Records:
         """All records that are complete, oldest first, copied out; shape (n,), and their space given back."""
@@ -73,6 +75,7 @@ class Ring:
         count = (produced - self._consumed) // stride
         if count == 0:
             return np.empty(0, self._dtype)
+        self.peak = max(self.peak, count * stride / memory.size)
         slots = np.ndarray(count, self._slot, memory.data, offset=self._consumed % memory.size)
         lengths = slots["length"].copy()
         self._atomics.fence_acquire()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmio_probe.kernel.records import Op
 
@@ -24,9 +24,10 @@ class DeviceCounts:
 
 @dataclass(frozen=True)
 class Losses:
-    """What did not reach user space as a record. missed_probes: runs that the kernel skipped, by program.
+    """What did not reach user space as a record: requests and calls of which only totals are left, or not even a name.
 
-    Empty where it does not count them (before 5.12).
+    missed_probes: runs that the kernel skipped, by program; empty where it does not count them (before 5.12).
+    overflowed_requests, overflowed_calls: added up by owner, file and so on, so that totals are exact.
     """
 
     requests: int
@@ -34,6 +35,8 @@ class Losses:
     processes: int
     missed_probes: dict[str, int]
     files: int = 0
+    overflowed_requests: int = 0
+    overflowed_calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,5 @@ class ProbeState:
     losses: Losses
     kernel_memory_bytes: dict[str, int]
     program_cost_seconds: dict[str, float]
+    ring_peak_ratio: dict[str, float] = field(default_factory=dict)
+    """How full a reader has found the fullest ring of each kind, at most: at 1 records were added up instead."""

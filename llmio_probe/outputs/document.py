@@ -83,7 +83,7 @@ def build(
         "accounting": _accounting(state, chosen),
         "losses": {
             "records_lost": state.losses.requests + state.losses.calls + state.losses.processes,
-            "overflowed_requests": 0,
+            "overflowed_requests": state.losses.overflowed_requests,
             "missed_probes": sum(missed.values()) if (missed := state.losses.missed_probes) else None,
         },
     }

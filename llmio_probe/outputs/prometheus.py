@@ -100,25 +100,25 @@ class _Histogram:
 
 
 class _Samples:
-    """Values by metric and labels. Adding to labels that are there already sums, so no sample comes twice."""
+    """Values by a metric's name and labels. Adding to labels that are there already sums, so no sample comes twice."""
 
     def __init__(self) -> None:
-        self._values: dict[Metric, dict[Labels, float]] = {}
-        self._histograms: dict[Metric, dict[Labels, _Histogram]] = {}
+        self._values: dict[str, dict[Labels, float]] = {}
+        self._histograms: dict[str, dict[Labels, _Histogram]] = {}
 
     def add(self, metric: Metric, labels: Iterable[str], value: float) -> None:
-        values = self._values.setdefault(metric, {})
+        values = self._values.setdefault(metric.name, {})
         key = tuple(labels)
         values[key] = values.get(key, 0) + value
 
     def set(self, metric: Metric, labels: Iterable[str]) -> None:
         """An info row: 1, however often it is said."""
-        self._values.setdefault(metric, {})[tuple(labels)] = 1
+        self._values.setdefault(metric.name, {})[tuple(labels)] = 1
 
     def observe(self, metric: Metric, labels: Iterable[str], distribution: Distribution) -> None:
         if not distribution.counts.any():
             return  # sixteen series that say nothing, such as the waits of who never waits
-        histograms = self._histograms.setdefault(metric, {})
+        histograms = self._histograms.setdefault(metric.name, {})
         key = tuple(labels)
         before = histograms.get(key)
         histograms[key] = (
@@ -130,12 +130,12 @@ class _Samples:
     def family(self, metric: Metric) -> Family:
         family = _family(metric)
         if isinstance(family, HistogramMetricFamily):
-            for labels, histogram in sorted(self._histograms.get(metric, {}).items(), key=lambda item: item[0]):
-                cumulative = [int(n) for n in histogram.counts.cumsum()]
+            for labels, histogram in sorted(self._histograms.get(metric.name, {}).items(), key=lambda item: item[0]):
+                cumulative: list[int] = histogram.counts.cumsum().tolist()
                 edges: list[tuple[str, float]] = [(bucket.le, cumulative[bucket.index]) for bucket in metric.buckets]
                 family.add_metric(labels, [*edges, ("+Inf", cumulative[-1])], histogram.sum)
         else:
-            for labels, value in sorted(self._values.get(metric, {}).items()):
+            for labels, value in sorted(self._values.get(metric.name, {}).items()):
                 family.add_metric(labels, value)
         return family
 
@@ -236,7 +236,7 @@ def _age(owner: Owner) -> tuple[int, int]:
 def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     state, losses = snapshot.state, snapshot.state.losses
     samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls + losses.processes)
-    samples.add(metrics.OVERFLOWED_REQUESTS, (), 0)  # there is no overflow table yet, so none overflowed
+    samples.add(metrics.OVERFLOWED_REQUESTS, (), losses.overflowed_requests)
     samples.add(metrics.SERIES_FOLDED, (), snapshot.folded)
     samples.set(metrics.BUILD_INFO, (snapshot.version, snapshot.loader))
     for metric, by_name in (
@@ -250,4 +250,11 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
 
 def _worker_names(snapshot: Snapshot) -> Callable[[int], str]:
     # Worker names come from command lines: a lone surrogate in one must not break the whole exposition.
-    return lambda owner: escape(snapshot.owners[owner].worker)
+    names: dict[int, str] = {}
+
+    def name(owner: int) -> str:
+        if owner not in names:
+            names[owner] = escape(snapshot.owners[owner].worker)
+        return names[owner]
+
+    return name

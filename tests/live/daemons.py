@@ -41,7 +41,7 @@ class Daemon:
         """The sum over all samples of that name that carry the labels."""
         return self._whole(name, 0, labels)
 
-    def eventually(self, name: str, value: float, *, each: float = 0, **labels: str) -> None:
+    def eventually(self, name: str, value: float, each: float = 0, /, **labels: str) -> None:
         """Snapshots are taken every 0.2 s here, later where others keep the host busy.
 
         each: what a request lacks whose end the host has not shown, and which is in flight on the device therefore.

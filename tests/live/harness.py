@@ -22,8 +22,8 @@ from llmio_probe.outputs import document
 Document = dict[str, Any]
 
 PROBE = [sys.executable, "-m", "llmio_probe"]
-HANG = 120
-"""Seconds after which something hangs; nothing here takes a tenth of it."""
+HANG = 120 * int(os.environ.get("LLMIO_PATIENCE", "1"))
+"""Seconds after which something hangs; nothing here takes a tenth of it. In emulated guests (tests/vm) it is longer."""
 
 
 def run(*argv: str | Path, **options: Any) -> str:

@@ -52,11 +52,17 @@ class Played:
         self._stack = ExitStack()
         self._scenes: dict[pytest.Item, Scene] = {}
         self._failed: dict[pytest.Item, Exception] = {}
-        with self._stack:  # unless all goes well
+        try:
             self.seen = undisturbed(self._play)
-            self._stack = self._stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
+        """Scenes first: who acts in one may hold the filesystem in a mount namespace of its own."""
+        for scene_ in self._scenes.values():
+            scene_.close()
+        self._scenes.clear()
         self._stack.close()
 
     def check(self, item: pytest.Item) -> None:
@@ -66,7 +72,7 @@ class Played:
             self._scenes[item].send(self.seen)
 
     def _play(self) -> Observed | None:
-        self._stack.close()
+        self.close()
         self._failed.clear()
         volume = self._stack.enter_context(volume_of(self._kind))
         for number, (item, (script, variant)) in enumerate(self._parts.items()):

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from llmio_probe.kernel.loading import ProbeOptions
 from llmio_probe.kernel.probe import Probe
@@ -18,7 +17,6 @@ from tests.live.harness import HANG, Disk, fio, fio_totals
 REQUESTS = 20011
 
 
-@pytest.mark.guest
 def test_a_request_table_that_is_too_small_costs_names_but_no_request(loop_disk: Disk, tmp_path: Path) -> None:
     report = tmp_path / "fio.json"
     job = fio(

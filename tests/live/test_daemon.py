@@ -51,8 +51,8 @@ def test_the_counters_are_fios(daemon: Callable[..., Daemon], loop_disk: Disk, t
     device = {"device": loop_disk.device}
     labels: dict[str, Any] = {**device, "worker": "fio", "op": "read"}
     ways = {"engine": "libaio", "path": "direct", "role": "other", **labels}
-    running.eventually("llmio_requests_total", requests, each=1, **ways)
-    running.eventually("llmio_bytes_total", size, each=4096, **ways)
+    running.eventually("llmio_requests_total", requests, 1, **ways)
+    running.eventually("llmio_bytes_total", size, 4096, **ways)
     in_flight = running.value("llmio_requests_in_flight", **device)
     running.eventually("llmio_request_size_bytes_count", requests - in_flight, **labels)
     running.eventually("llmio_request_size_bytes_bucket", requests - in_flight, le="4096", **labels)
@@ -147,7 +147,7 @@ def test_a_session_beside_the_daemon_sees_the_same(
     )  # fmt: skip
     watched = watch(job, "--device", loop_disk.device)
     assert watched.total("requests") + watched.report["accounting"]["in_flight"] == REQUESTS
-    running.eventually("llmio_requests_total", REQUESTS, each=1, device=loop_disk.device, worker="fio")
+    running.eventually("llmio_requests_total", REQUESTS, 1, device=loop_disk.device, worker="fio")
 
 
 def test_a_real_prometheus_scrapes_it(daemon: Callable[..., Daemon], loop_disk: Disk, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_real_prometheus_scrapes_it(daemon: Callable[..., Daemon], loop_disk: 
         )
         subprocess.run(job, check=True, timeout=HANG)
         mine = {"worker": "fio", "device": loop_disk.device}
-        running.eventually("llmio_bytes_total", fio_totals(report)["read"][1], each=4096, **mine)
+        running.eventually("llmio_bytes_total", fio_totals(report)["read"][1], 4096, **mine)
         expected = running.value("llmio_bytes_total", **mine)
         deadline = time.monotonic() + 30
         found = 0.0
@@ -187,7 +187,7 @@ def test_a_restart_is_an_ordinary_counter_reset(loop_disk: Disk, open_folder: Pa
                 )  # fmt: skip
                 subprocess.run(job, check=True, timeout=HANG)
                 labels = {"worker": "fio", "device": loop_disk.device, "op": "read"}
-                running.eventually("llmio_bytes_total", fio_totals(report)["read"][1], each=4096, **labels)
+                running.eventually("llmio_bytes_total", fio_totals(report)["read"][1], 4096, **labels)
                 life = running.value("llmio_bytes_total", **labels)
                 read += life
                 deadline = time.monotonic() + 30

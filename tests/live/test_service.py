@@ -151,8 +151,8 @@ def test_a_reload_loses_no_count_and_detaches_nothing(daemon: Start, loop_disk: 
             assert load.wait(HANG) == 0
     assert tracing_programs() == programs
     labels = {"device": loop_disk.device, "worker": "fio", "op": "read"}
-    running.eventually("llmio_requests_total", 3 * REQUESTS, each=1, **labels)
-    running.eventually("llmio_bytes_total", 4096 * 3 * REQUESTS, each=4096, **labels)
+    running.eventually("llmio_requests_total", 3 * REQUESTS, 1, **labels)
+    running.eventually("llmio_bytes_total", 4096 * 3 * REQUESTS, 4096, **labels)
 
 
 def test_a_reload_takes_over_rules_and_devices(daemon: Start, ext4_disk: Disk, loop_disk: Disk, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_reload_takes_over_rules_and_devices(daemon: Start, ext4_disk: Disk, l
     counted = seen("kv_cache")
     subprocess.run(fio(ext4_disk, *LOAD, requests=1019, report=report), check=True, timeout=HANG)
     subprocess.run(fio(loop_disk, *LOAD, requests=1021, report=report), check=True, timeout=HANG)
-    running.eventually("llmio_requests_total", 1021, each=1, device=loop_disk.device, worker="fio")
+    running.eventually("llmio_requests_total", 1021, 1, device=loop_disk.device, worker="fio")
     assert seen("kv_cache") == counted
 
 

@@ -218,7 +218,6 @@ def test_control_bytes_in_names_reach_nobodys_terminal(loop_disk: Disk, tmp_path
     assert "a\\x1b[2Jb\\x0ac" in done.stdout
 
 
-@pytest.mark.guest
 def test_a_killed_session_leaves_nothing_attached(live: Callable[..., Live]) -> None:
     running = live("--all")
     running.process.kill()

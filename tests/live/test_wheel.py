@@ -123,7 +123,7 @@ def test_capabilities_are_enough_without_root(installed: Installed, ext4_volume:
         actor.do("submit", weights, "read", BLOCK, REQUESTS, 0, 2 * BLOCK)
         assert actor.io()["read_bytes"] >= BLOCK * REQUESTS
         running.eventually(
-            "llmio_bytes_total", BLOCK * REQUESTS, each=BLOCK,
+            "llmio_bytes_total", BLOCK * REQUESTS, BLOCK,
             device=device, worker="deepspeed-rank3", op="read", role="weights", engine="libaio", path="direct",
         )  # fmt: skip
         said = running.end()

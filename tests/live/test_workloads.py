@@ -67,7 +67,6 @@ def test_large_requests_add_up_however_they_are_split(disk: Disk, size: int, tmp
     assert watched.total("bytes", engine="libaio", op="read", path="direct") == bytes_read
 
 
-@pytest.mark.guest
 def test_the_calls_say_what_was_asked(loop_disk: Disk, tmp_path: Path) -> None:
     report = tmp_path / "fio.json"
     for engine in ("libaio", "io_uring"):
@@ -179,7 +178,6 @@ def test_a_process_that_asks_only_the_page_cache_still_shows_what_it_asked(tmp_p
         assert (row["requests"], row["bytes"]) == fio_totals(report)["read"] == (1009, 1009 * 4096)
 
 
-@pytest.mark.guest
 def test_a_large_batch_is_walked_to_its_end(loop_disk: Disk, tmp_path: Path) -> None:
     report = tmp_path / "fio.json"
     job = fio(

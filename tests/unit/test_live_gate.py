@@ -21,7 +21,7 @@ class Suite:
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self._pytester = pytester
         self._monkeypatch = monkeypatch
-        for name in ("unit", "live"):
+        for name in ("unit", "live", "frameworks"):
             (pytester.path / "tests" / name).mkdir(parents=True)
         (pytester.path / "tests" / "conftest.py").write_text(CONFTEST.read_text())
         (pytester.path / "tests" / "unit" / "test_unit.py").write_text("def test_unit(): pass")
@@ -48,6 +48,13 @@ def test_root_runs_the_live_tests(suite: Suite, required: bool) -> None:
 
 def test_what_lies_under_live_is_marked(suite: Suite) -> None:
     suite.run(PASSES, "-m", "live", root=True, required=False).assert_outcomes(passed=1, deselected=1)
+
+
+def test_the_frameworks_tests_are_live_ones(suite: Suite, pytester: pytest.Pytester) -> None:
+    (pytester.path / "tests" / "frameworks" / "test_framework.py").write_text(SKIPS)
+    result = suite.run(PASSES, root=True, required=True)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*did not run: *no loop device*"])
 
 
 def test_without_root_live_tests_are_skipped_and_say_how_to_run_them(suite: Suite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from llmio_probe.identity.mounts import Mounts
 from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.role_rules import builtin_role_rules
 from llmio_probe.identity.roles import RoleBook
-from llmio_probe.kernel.records import Batch, FileSight, Op, ProcessFlag, Records
+from llmio_probe.kernel.records import Batch, Engine, FileSight, Op, ProcessFlag, Records, RequestFlag
 from llmio_probe.pipeline import LONGEST_WAIT, SHORTEST_WAIT, Pipeline
 from tests.unit.identity.conftest import TICK_NS, Host, announced, calls, requests
 
@@ -163,6 +164,81 @@ def test_many_batches_add_up(pipeline: Pipeline, source: HandSource, series: Ser
     total = sum(pipeline.run() for _ in range(20))
     (row,) = series.streams()
     assert total == row.requests == np.arange(20).sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counting_by_combination_gives_what_counting_each_record_gives(
+    source: HandSource, host: Host, tmp_path: Path, seed: int
+) -> None:
+    """Workers come and restart, one of them FlexGen, whose files are told apart by their use; a session's detail."""
+
+    def rooms(folder: Path) -> tuple[Identity, Files, RoleBook, Series]:
+        (folder / "self").mkdir(parents=True)
+        (folder / "self" / "mountinfo").write_text("22 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n")
+        identity = Identity(host, builtin_rules(), host.clock, tick_ns=TICK_NS, per_process=True, limit=None)
+        files = Files(Mounts(str(folder)), Devices(str(folder), str(folder)))
+        roles = RoleBook(
+            builtin_role_rules(), files.files, identity.framework_of,
+            undecided=True, clock=lambda: 0.0, read_header=None,
+        )  # fmt: skip
+        return identity, files, roles, Series(detail=True)
+
+    random = np.random.default_rng(seed)
+    sights = [
+        FileSight(NVME, inode, 1, NVME, 5, 0, 1 << 20, name, deleted=False, cut=False)
+        for inode, name in enumerate((b"/nvme/a.safetensors", *(b"/nvme/t_%d" % n for n in range(7))), 1)
+    ]
+    host.run(6, "python3", "-m", "flexgen.flex_opt")
+    singly, combined = rooms(tmp_path / "singly"), rooms(tmp_path / "combined")
+    pipeline = Pipeline(source, *combined)
+    for batch in range(6):
+        records = traffic(random, 400, batch)
+        if batch == 3:
+            host.run(7, "python3", "-m", "flexgen.flex_opt")
+        known = sights if batch else sights[:4]
+        source.batches = [Batch(requests=records, files=known)]
+        pipeline.run()
+        identity, files, roles, series = singly
+        files.observe(known)
+        owners, indexes = identity.resolve(records), files.resolve(records)
+        series.add_requests(records, owners, roles.resolve(records, owners, indexes), indexes)
+    assert rows_of(*combined) == rows_of(*singly)
+    assert {row.role for row in combined[-1].streams()} == {"weights", "kv_cache", "other"}
+
+
+def traffic(random: np.random.Generator, count: int, batch: int) -> Records:
+    records = requests(*random.choice([5, 6, 7, 0], count))
+    done = (100 * batch + np.sort(random.integers(1, 100, count))) * 1_000_000_000
+    records["done_ns"], records["issued_ns"] = done, done - random.integers(0, 9, count) * 100_000_000
+    records["made_ns"] = records["issued_ns"] - random.integers(0, 5, count) * 1_000_000
+    records["op"] = random.choice([Op.READ, Op.READ, Op.WRITE, Op.FLUSH], count)
+    records["engine"] = random.choice([Engine.POSIX, Engine.MMAP], count)
+    records["file_device"], records["inode_generation"] = NVME, 1
+    records["inode"] = random.integers(0, 9, count)
+    records["device"] = random.choice([NVME, SDA], count)
+    records["bytes"] = records["request_bytes"] = random.choice([4096, 131072], count)
+    records["flags"] = random.choice([0, 0, RequestFlag.SHARED], count)
+    records["status"] = random.choice([0, 0, 10], count)
+    part = random.random(count) < 0.1
+    records["flags"][part] = RequestFlag.PART
+    for name in ("made_ns", "issued_ns", "done_ns", "request_bytes", "status"):
+        records[name][part] = 0
+    return records
+
+
+def rows_of(identity: Identity, files: Files, roles: RoleBook, series: Series) -> dict[str, list[Any]]:
+    """As text, in an order of its own, with owners and files by name: their numbers differ from room to room."""
+    series.settle_roles(roles.settle())
+
+    def text(row: Any) -> str:
+        fields = vars(row) | {"owner": identity.owners[row.owner].process} if hasattr(row, "owner") else vars(row)
+        return repr(fields | {"file": files.files[row.file].inode} if hasattr(row, "file") else fields)
+
+    rows: dict[str, Any] = {
+        "streams": series.streams(), "distributions": series.request_distributions(), "errors": series.errors(),
+        "files": series.file_use(), "devices": series.device_use(), "attributed": series.attributed_bytes(),
+    }  # fmt: skip
+    return {name: sorted(text(row) for row in found) for name, found in rows.items()}
 
 
 def test_other_devices_count_from_then_on(pipeline: Pipeline, source: HandSource, series: Series) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from tests.vm.emulator import DIED, TIMED_OUT, Options, boot, to_stdout
 from tests.vm.kernels import KERNELS, kernel
 from tests.vm.store import Store, cache_folder
 from tests.vm.suite import run_suite
+
+AT_ONCE = 4
+"""Guests, each with 3 GiB of memory. Most of what one does keeps one processor busy."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     test.set_defaults(do=test_kernels)
     test.add_argument("kernels", nargs="*", metavar="KERNEL", default=[known.name for known in KERNELS])
+    test.add_argument(
+        "--at-once", type=int, default=min(os.cpu_count() or 1, AT_ONCE), metavar="N",
+        help=f"how many guests run at the same time; default: one a processor here, {AT_ONCE} at most",
+    )  # fmt: skip
     test.add_argument("--junit", type=Path, metavar="FILE", help="where to write one report of all guests")
     test.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page, between its marks")
 
@@ -98,7 +106,7 @@ def outcome(status: int) -> str:
 
 def test_kernels(options: argparse.Namespace) -> int:
     try:
-        return run_suite(Store(cache_folder()), options.kernels, options.junit, options.write)
+        return run_suite(Store(cache_folder()), options.kernels, options.at_once, options.junit, options.write)
     except CollectionError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,12 +73,39 @@ class End:
         return self.status not in (TIMED_OUT, DIED)
 
 
-def boot(store: Store, build: Build, options: Options, write: Write) -> End:
+class Emulators:
+    """Those that run now, so that all can be stopped from outside: who waits for one in a thread is not interrupted."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """And let no other begin."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    @contextmanager
+    def running(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        with self._lock:
+            self._running.add(process)
+            if self._stopped:
+                process.kill()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+
+def boot(store: Store, build: Build, options: Options, write: Write, emulators: Emulators | None = None) -> End:
     """Run the command in a guest; what its console shows is written as it comes."""
+    prepare(store, build, options)
     tools, root = store.tools(build.architecture), store.root(build.architecture)
     headers = store.headers_disk(build) if options.headers else None
-    if options.payload is None:
-        build_object(build.architecture)
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as name:
         folder = Path(name)
         (folder / "initrd").write_bytes(first_files(build, root / "busybox", options))
@@ -97,9 +125,19 @@ def boot(store: Store, build: Build, options: Options, write: Write) -> End:
             disks["headers"] = headers
         argv = qemu(tools, build, options, disks, folder)
         environment = {"QEMU_MODULE_DIR": str(tools.folder / LIBRARIES / "qemu"), "TMPDIR": name}
-        end = watch(argv, environment, options.timeout, write)
+        end = watch(argv, environment, options.timeout, write, emulators or Emulators())
         status = unpack_result(folder / "result", options.out)
         return End(end.status if status is None else status, end.seconds, end.last)
+
+
+def prepare(store: Store, build: Build, options: Options) -> None:
+    """Fetch and build what the guest needs: before several boot at once, which would all do it."""
+    store.tools(build.architecture)
+    store.root(build.architecture)
+    if options.headers:
+        store.headers_disk(build)
+    if options.payload is None:
+        build_object(build.architecture)
 
 
 def qemu(tools: Tree, build: Build, options: Options, disks: dict[str, Path], folder: Path) -> list[str]:
@@ -167,14 +205,15 @@ def shell_line(command: Sequence[str]) -> str:
     return command[0] if len(command) == 1 else shlex.join(command)
 
 
-def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, write: Write) -> End:
+def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, write: Write, emulators: Emulators) -> End:
     """Run an emulator until it ends or its time is over. It ends with us, however we do."""
     begin = time.monotonic()
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, **environment},
-    ) as process:  # fmt: skip
+        start_new_session=True,  # a terminal's Ctrl-C is ours alone, and each has its own share of the processors
+    ) as process, emulators.running(process):  # fmt: skip
         killed = threading.Event()
 
         def kill() -> None:

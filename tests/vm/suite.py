@@ -8,88 +8,130 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from tests.vm.archive import ArchiveError
 from tests.vm.collect import DEFAULT, Chosen, chosen_tests
-from tests.vm.emulator import DIED, TIMED_OUT, End, Options, boot, to_stdout
+from tests.vm.emulator import DIED, TIMED_OUT, Emulators, End, Options, boot, prepare, to_stdout
 from tests.vm.kernels import kernel
 from tests.vm.report import Name, Result, cases, complaints, merged, name_of, table, write_table
 from tests.vm.store import Build, Store
 
 BOOTS: Mapping[str, Options] = {
     DEFAULT: Options(command=(), disks=("1G", "null")),
-    "multipath": Options(command=(), multipath=True),
     "no-btf": Options(command=(), btf=False, headers=True),
     "systemd": Options(command=(), systemd=True),
+    "multipath": Options(command=(), multipath=True),
 }
-"""How guests are booted, by the name that `@pytest.mark.guest` gives. no-btf: with what BCC needs in its place."""
+"""How guests are booted, by the name that `@pytest.mark.guest` gives, what takes longest first. no-btf: with what BCC
+needs in its place."""
 BOOT_SECONDS = 120
 TEST_SECONDS = 60
 """Emulated, a session of llmio-probe takes 10 s; an architecture may take a multiple of all of these."""
-FIRST_OF_A_HANG = 5 * TEST_SECONDS
+HANG_FACTOR = 5
+"""How many times as long a step of a test may take as on a machine."""
+FIRST_OF_A_HANG = 10 * TEST_SECONDS
 """A test that hangs is shown after this."""
 
 
-def run_suite(store: Store, kernels: Sequence[str], junit: Path | None, page: Path | None) -> int:
-    """0 when all has passed, else 1."""
+@dataclass(frozen=True)
+class Guest:
+    """One boot of one kernel. kernel: its name in the table (kernels.py)."""
+
+    kernel: str
+    build: Build
+    boot: str
+    tests: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return f"Linux {self.build.release}, boot {self.boot}"
+
+
+def run_suite(store: Store, kernels: Sequence[str], at_once: int, junit: Path | None, page: Path | None) -> int:
+    """0 when all has passed, else 1. at_once: how many guests run at the same time."""
     chosen = chosen_tests()
     wrong = sorted(set(chosen) - set(BOOTS))
     if wrong:
         raise ValueError(f"no guest boots as {', '.join(wrong)}: use one of {', '.join(BOOTS)} in @pytest.mark.guest")
-    results = [result for name in kernels for result in _on(store, name, chosen)]
+    guests: list[Guest] = []
+    results: list[Result] = []
+    for name in kernels:
+        made, missing = _guests_of(store, name, chosen)
+        guests += made
+        results += missing
+    guests.sort(key=lambda guest: list(BOOTS).index(guest.boot))
+    emulators = Emulators()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            results += pool.map(lambda guest: _run(store, guest, emulators), guests)
+        except BaseException:  # Ctrl-C; map itself cancels those that have not begun
+            emulators.stop()
+            raise
+    results.sort(key=lambda result: kernels.index(result.kernel))
     found = complaints(results)
     if junit:
         merged(results).write(junit, encoding="utf-8", xml_declaration=True)
-    made = table(results)
-    print(f"\n{made}\n")
+    made_table = table(results)
+    print(f"\n{made_table}\n")
     if page:
-        write_table(page, made, date.today())
+        write_table(page, made_table, date.today())
     for complaint in found:
         print(f"error: {complaint}")
     return 1 if found or not results else 0
 
 
-def _on(store: Store, name: str, chosen: Chosen) -> Sequence[Result]:
+def _guests_of(store: Store, name: str, chosen: Chosen) -> tuple[Sequence[Guest], Sequence[Result]]:
+    """A kernel's guests, with all that they need fetched and built; or why there are none."""
     wanted = kernel(name)
-    chosen = {
+    tests_of = {
         way: [test for test in tests if not any(word in test for word in wanted.lacks)]
         for way, tests in chosen.items()
         if way not in wanted.architecture.left_out
     }
     try:
         build = store.build(wanted)
+        for way in tests_of:
+            prepare(store, build, BOOTS[way])
     except ArchiveError as error:
-        return [
+        return [], [
             Result(name, "", way, [name_of(test) for test in tests], complaint=str(error))
-            for way, tests in chosen.items()
+            for way, tests in tests_of.items()
         ]
-    return [_in_guest(store, name, build, way, tests) for way, tests in chosen.items()]
+    return [Guest(name, build, way, tests) for way, tests in tests_of.items()], []
 
 
-def _in_guest(store: Store, kernel_name: str, build: Build, way: str, tests: Sequence[str]) -> Result:
-    asked = [name_of(test) for test in tests]
-    patience = build.architecture.patience
-    timeout = patience * (BOOT_SECONDS + TEST_SECONDS * len(tests))
-    print(f"== Linux {build.release}, boot {way}: {len(tests)} tests", flush=True)
+def _run(store: Store, guest: Guest, emulators: Emulators) -> Result:
+    asked = [name_of(test) for test in guest.tests]
+    patience = guest.build.architecture.patience
+    timeout = patience * (BOOT_SECONDS + TEST_SECONDS * len(asked))
+    print(f"== {guest.name}: {len(asked)} tests", flush=True)
     with tempfile.TemporaryDirectory(prefix="llmio-vm-") as folder:
-        command = [pytest_line(tests, patience * FIRST_OF_A_HANG)]
-        options = replace(BOOTS[way], command=command, out=Path(folder), timeout=timeout)
-        end = boot(store, build, options, to_stdout)
+        command = [pytest_line(guest.tests, patience)]
+        options = replace(BOOTS[guest.boot], command=command, out=Path(folder), timeout=timeout)
+        end = boot(store, guest.build, options, partial(_show, guest), emulators)
         found = cases(Path(folder) / "junit.xml")
-    print(f"== Linux {build.release}, boot {way}: {end.seconds:.0f} s", flush=True)
-    return Result(kernel_name, build.release, way, asked, found, complaint(end, timeout, found, asked))
+    print(f"== {guest.name}: {end.seconds:.0f} s", flush=True)
+    why = complaint(end, timeout, found, asked)
+    return Result(guest.kernel, guest.build.release, guest.boot, asked, found, why)
 
 
-def pytest_line(tests: Sequence[str], hang: int = FIRST_OF_A_HANG) -> str:
+def _show(guest: Guest, line: str) -> None:
+    """Of guests that run at the same time."""
+    to_stdout(f"{guest.kernel} {guest.boot}| {line}")
+
+
+def pytest_line(tests: Sequence[str], patience: int = 1) -> str:
     """For the guest's shell."""
     words = [
         "python3", "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=5",
-        "-o", f"faulthandler_timeout={hang}", "--junitxml=/out/junit.xml",
+        "-o", f"faulthandler_timeout={patience * FIRST_OF_A_HANG}", "--junitxml=/out/junit.xml",
     ]  # fmt: skip
-    return f"LLMIO_REQUIRE_LIVE=1 {shlex.join([*words, *tests])}"
+    return f"LLMIO_REQUIRE_LIVE=1 LLMIO_PATIENCE={patience * HANG_FACTOR} {shlex.join([*words, *tests])}"
 
 
 def complaint(end: End, timeout: float, found: Mapping[Name, object], asked: Sequence[Name]) -> str:

@@ -13,6 +13,7 @@ from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, Path
 
 DISK = 259 << 20
 US = 1000
+MS = 1000 * US
 
 
 def requests(count: int = 1, **fields: Any) -> Records:

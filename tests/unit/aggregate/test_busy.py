@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmio_probe.aggregate.busy import KEPT_INTERVALS, BusyTime
+from llmio_probe.aggregate.busy import KEPT_INTERVALS, BusyTime, chains
 
 
 def add(busy: BusyTime, *intervals: tuple[int, int]) -> int:
@@ -75,3 +75,28 @@ def test_busy_time_never_exceeds_the_time_that_passed() -> None:
         busy.add(chunk, chunk + 30_000)
     busy.add(np.array([0]), np.array([10**9]))
     assert 20_000 * 30_000 <= busy.nanoseconds <= 10**9
+
+
+@pytest.mark.parametrize("order", ["made", "done", "none"])
+@pytest.mark.parametrize("longest", [1, 30, 3000])
+def test_joining_neighbours_changes_no_union_whatever_their_order(order: str, longest: int) -> None:
+    random = np.random.default_rng(longest)
+    starts = np.sort(random.integers(0, 50_000, 2000))
+    ends = starts + random.integers(0, longest + 1, 2000)
+    groups = random.integers(0, 3, 2000).astype(np.uint16)
+    chosen = {"made": np.arange(2000), "done": np.argsort(ends), "none": random.permutation(2000)}[order]
+    found, first, last = chains(groups[chosen], starts[chosen], ends[chosen])
+    for group in range(3):
+        mine, joined = groups == group, found == group
+        assert union(first[joined], last[joined]) == union(starts[mine], ends[mine])
+
+
+def test_a_busy_device_leaves_one_interval() -> None:
+    ends = np.arange(1000) * 10
+    groups, starts, ends = chains(np.full(1000, 7, np.uint16), ends - 15, ends)
+    assert (groups.tolist(), starts.tolist(), ends.tolist()) == ([7], [-15], [9990])
+
+
+def test_nothing_is_joined_to_nothing() -> None:
+    nothing = np.empty(0, np.int64)
+    assert [len(array) for array in chains(nothing.astype(np.uint16), nothing, nothing)] == [0, 0, 0]

@@ -43,6 +43,10 @@ def no_maps() -> frozenset[str]:
         ("/opt/llama/llama-server -m x.gguf", "llama.cpp", None),
         ("llama-cli -m x.gguf", "llama.cpp", None),
         ("python3 -m llama_cpp.server --model x.gguf", "llama.cpp", None),
+        ("python -m dynamo.vllm --model m", "dynamo", None),
+        ("/usr/bin/mooncake_master --port 50051", "mooncake", None),
+        ("python /usr/bin/mooncake_client --host h", "mooncake", None),
+        ("python -m mooncake.mooncake_store_service --config c", "mooncake", None),
         ("python /usr/bin/lmcache_server localhost 65432", "lmcache", None),
         ("python -m lmcache.v1.server", "lmcache", None),
         ("python /usr/bin/deepspeed --num_gpus 2 train.py", "deepspeed", None),
@@ -105,6 +109,12 @@ def test_a_compiler_that_inherits_a_workers_environment_is_none(rules: tuple[Rul
 def test_deepspeed_is_known_by_its_mapped_operators(rules: tuple[Rule, ...], name: str) -> None:
     found = identify(rules, facts_of(["python", "ds_zero3.py", "/nvme"], {"RANK": "0"}), lambda: frozenset({name}))
     assert found == Identification("deepspeed", "0")
+
+
+@pytest.mark.parametrize("name", ["libllama.so", "libllama.so.0", "xllamacpp.abi3.so"])
+def test_llama_cpp_within_python_is_known_by_its_library(rules: tuple[Rule, ...], name: str) -> None:
+    found = identify(rules, facts_of(["python", "chat.py"]), lambda: frozenset({name}))
+    assert found == Identification("llama.cpp", None)
 
 
 def test_deepspeed_under_accelerate_is_deepspeed(rules: tuple[Rule, ...]) -> None:

@@ -81,7 +81,10 @@ def role_of(path: str, framework: str | None) -> tuple[str, str]:
         (f"/tmp/hicache/{HEX}_org-model_0_1.bin", "sglang", "kv_cache sglang-hicache"),
         (f"/tmp/hicache/{HEX}_org-model_0_1.bin.tmp.12.34.{HEX[:32]}", None, "kv_cache sglang-hicache"),
         (f"/tmp/hicache/{HEX}_org-model_0_1.bin.{HEX[:32]}.tmp", None, "kv_cache sglang-hicache"),
+        (f"/tmp/hicache/.{HEX[:32]}.tmp", None, "kv_cache sglang-hicache"),
         (f"/nvme/{HEX}_org-model_0_1.bin", "sglang", "kv_cache sglang-hicache-elsewhere"),
+        (f"/nvme/.{HEX[:32]}.tmp", "sglang", "kv_cache sglang-hicache-elsewhere"),
+        (f"/nvme/.{HEX[:32]}.tmp", None, "other "),
         ("/data/hicache.0.bin", None, "kv_cache sglang-hf3fs"),
         (f"/tmp/hicache_storage/3f/{HEX}_k", "sglang", "kv_cache sglang-nixl"),
         # llama.cpp, Dynamo, Mooncake

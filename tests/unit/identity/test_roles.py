@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -483,6 +484,19 @@ def test_files_that_are_no_longer_known_are_dropped(host: Host, book: RoleBook) 
         for file in files:
             del host.files[file]
     assert role_after(book, stays, read(2)) == "kv_cache"
+
+
+def test_samples_stand_for_records_whose_times_say_how_a_file_is_used(host: Host, make_book: MakeBook) -> None:
+    """Read at 5 s, and once at 99; written by calls within a minute of the first read, and a minute after it."""
+    file = host.file("/nvme/t_7")
+    for last, role in ((64, "weights"), (65, "kv_cache")):
+        book = make_book()
+        records = np.concatenate([read(99), read(5), *(written(second) for second in (30, 31, last))])
+        samples, of = records[[0, 2]].copy(), np.array([0, 0, 1, 1, 1])
+        samples["made_ns"] = samples["done_ns"] = 0
+        owners, files = np.full(2, FLEXGEN, np.int32), np.full(2, file, np.int32)
+        book.resolve(samples, owners, files, (records, partial(np.take, indices=of)))
+        assert book.role(file, FLEXGEN) == role
 
 
 def test_other_rules_hold_from_then_on_and_only_they(host: Host, make_book: MakeBook) -> None:

@@ -14,7 +14,7 @@ import pytest
 from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.btf import VMLINUX_BTF, Btf, Fields, check_layouts, kernel_types
 from llmio_probe.kernel.libbpf import Libbpf
-from llmio_probe.kernel.records import ENUMS, LAYOUTS
+from llmio_probe.kernel.records import ENUMS, LAYOUTS, BucketEdge
 
 
 class HandTypes:
@@ -95,6 +95,8 @@ def test_an_enum_with_more_members_other_numbers_or_none_is_refused(types: HandT
 def test_all_ids_fit_into_the_field_that_holds_them() -> None:
     """u1 fields, and 3 bits of a key in the series."""
     for name, (_, members) in ENUMS.items():
+        if members is BucketEdge:  # numbers of buckets, which no record holds
+            continue
         largest = sum(members) if issubclass(members, IntFlag) else max(members)
         assert largest < (256 if issubclass(members, IntFlag) else 8), name
         assert issubclass(members, IntEnum | IntFlag)

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from llmio_probe.kernel import loaders
-from llmio_probe.kernel.loading import LoaderName, ProbeOptions, map_sizes
+from llmio_probe.kernel.loading import (
+    RING_LEAST_BYTES,
+    RINGS,
+    RINGS_MAX,
+    LoaderName,
+    ProbeOptions,
+    map_sizes,
+    ring_bytes,
+    ring_count,
+)
 
 BLOCK = ("block_rq_issue", "raw_tp/block_rq_issue")
 FOLLOWING = [("sched_process_fork", "tp_btf/sched_process_fork"), ("sched_process_exit", "raw_tp/sched_process_exit")]
@@ -36,13 +45,33 @@ def test_only_the_programs_for_what_is_asked_are_wanted(calls: bool, follow: boo
 
 @pytest.mark.parametrize(("entries", "places"), [(1, 1), (2, 2), (4096, 4096), (4097, 8192), (131072, 131072)])
 def test_the_array_of_requests_has_a_power_of_two_of_places(entries: int, places: int) -> None:
-    sizes = map_sizes(ProbeOptions(entries), plain=True, starts_with_bio=False)
+    sizes = map_sizes(ProbeOptions(entries, follow=True), plain=True, starts_with_bio=False)
     assert sizes == {"requests": places, "displaced_requests": entries, "made_bios": 1}
 
 
 def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
-    sizes = map_sizes(ProbeOptions(4097), plain=False, starts_with_bio=True)
+    sizes = map_sizes(ProbeOptions(4097, follow=True), plain=False, starts_with_bio=True)
     assert sizes == {"requests": 1, "displaced_requests": 4097, "made_bios": 4097}
+
+
+def test_nobody_is_followed_where_nobody_asked_for_it() -> None:
+    assert map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False)["followed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "rings"), [(1, 1), (2, 2), (3, 4), (16, 16), (52, 64), (64, 64), (65, 64), (200, 64), (1024, 64)]
+)
+def test_a_ring_is_one_cpus_or_of_many_cpus_a_few_ones(cpus: int, rings: int) -> None:
+    assert ring_count(cpus) == rings <= RINGS_MAX
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 6, 64, 200])
+def test_rings_are_powers_of_two_of_whole_pages_and_as_large_together_on_every_host(cpus: int) -> None:
+    for total in RINGS.values():
+        size = ring_bytes(total, ring_count(cpus))
+        assert size & (size - 1) == 0
+        assert size % RING_LEAST_BYTES == 0
+        assert size * ring_count(cpus) == max(total, RING_LEAST_BYTES * ring_count(cpus)) <= 16 << 20
 
 
 # The choice of a loader

@@ -44,11 +44,13 @@ def test_a_boot_that_makes_no_sense_there_is_left_out(
     monkeypatch.setattr(suite, "BOOTS", {way: replace(boot, headers=False) for way, boot in suite.BOOTS.items()})
     monkeypatch.setattr("tests.vm.emulator.build_object", lambda _: None)
     monkeypatch.setenv("GUEST", "exit 1")
-    assert suite.run_suite(Store(cache), [name], None, None) == 1
+    assert suite.run_suite(Store(cache), [name], 1, None, None) == 1
     begun = [line for line in capfd.readouterr().out.splitlines() if line.startswith("==") and "tests" in line]
     assert {line.partition("boot ")[2].partition(":")[0] for line in begun} == boots
 
 
 def test_a_slow_architecture_has_more_time() -> None:
     assert ARM64.patience > AMD64.patience
-    assert " faulthandler_timeout=77 " in suite.pytest_line(["a.py"], 77)
+    line = suite.pytest_line(["a.py"], 3)
+    assert f" faulthandler_timeout={3 * suite.FIRST_OF_A_HANG} " in line
+    assert f" LLMIO_PATIENCE={3 * suite.HANG_FACTOR} " in line

@@ -88,11 +88,14 @@ def null_disk(**attributes: object) -> Iterator[Disk]:
 
 
 @contextmanager
-def mapped(table: str) -> Iterator[Disk]:
-    """A device-mapper device; table without its beginning: ``SECTORS linear /dev/x 0``. Nobody runs udev here."""
-    sectors = int(table.split()[0])
+def mapped(*targets: str) -> Iterator[Disk]:
+    """A device-mapper device of such parts: ``SECTORS linear /dev/x 0``. Nobody runs udev here."""
+    sectors, table = 0, ""
+    for target in targets:
+        table += f"{sectors} {target}\n"
+        sectors += int(target.split()[0])
     run("modprobe", "dm-mod")
-    run("dmsetup", "create", "--noudevsync", "--noudevrules", "llmio", "--table", f"0 {table}")
+    run("dmsetup", "create", "--noudevsync", "--noudevrules", "llmio", "--table", table)
     try:
         [name] = [
             path.parent.parent.name for path in BLOCK_DEVICES.glob("dm-*/dm/name") if path.read_text() == "llmio\n"

@@ -14,39 +14,41 @@ pytestmark = pytest.mark.guest
 
 BLOCK = 4096
 REQUESTS = 1009
-CALLS = (3, 17, 64)
-"""Requests of each of the calls that are counted one by one."""
-TRAMPOLINES_SINCE = (5, 11)
+ENGINES = ("libaio", "io_uring")
+CALLS = (3, 17, 64, 1021)
+"""Requests of each of the calls that are counted one by one; the last as many as the older variants still look at."""
+TRAMPOLINES_SINCE = {"x86_64": (5, 11), "aarch64": (6, 4)}
 """What comes before lacks what reads a system call's arguments in a program of that kind."""
 
 
 def test_submissions_are_what_the_application_asked_for(
     nvme_disk: Disk, live: Callable[..., Live], tmp_path: Path
 ) -> None:
-    report = tmp_path / "fio.json"
-    job = fio(
-        nvme_disk, "--direct=1", "--rw=randrw", "--bs=4k", "--blockalign=8k", "--ioengine=libaio", "--iodepth=16",
-        "--iodepth_batch_submit=4", requests=REQUESTS, report=report,
-    )  # fmt: skip
     session = live("--all", "--device", nvme_disk.device)
-    run(*job)
+    for engine in ENGINES:
+        job = fio(
+            nvme_disk, "--direct=1", "--rw=randrw", "--bs=4k", "--blockalign=8k", f"--ioengine={engine}",
+            "--iodepth=16", "--iodepth_batch_submit=4", requests=REQUESTS, report=tmp_path / engine,
+        )  # fmt: skip
+        run(*job)
     with Actor() as actor:
         for requests in CALLS:
             actor.do("submit", nvme_disk.path, "read", BLOCK, requests, 0, 2 * BLOCK)
     seen = Watched(session.interrupt())
 
-    hooks = {hook for hook in seen.report["host"]["hooks"] if hook.endswith("io_submit")}
-    major, minor = map(int, os.uname().release.split(".")[:2])
-    if (major, minor) < TRAMPOLINES_SINCE:
-        assert hooks == {"tracepoint/syscalls/sys_enter_io_submit", "tracepoint/syscalls/sys_exit_io_submit"}
-    else:
-        assert hooks == {"fentry/__x64_sys_io_submit", "fexit/__x64_sys_io_submit"}
+    kinds = {hook.partition("/")[0] for hook in seen.report["host"]["hooks"] if hook.endswith("io_submit")}
+    system = os.uname()
+    release = tuple(map(int, system.release.split(".")[:2]))
+    assert kinds == ({"tracepoint"} if release < TRAMPOLINES_SINCE[system.machine] else {"fentry", "fexit"})
 
     submissions = seen.report["submissions"]
     [mine] = [s for s in submissions if s["pid"] == actor.pid and s["op"]]
     assert (mine["engine"], mine["op"]) == ("libaio", "read")
     assert (mine["calls"], mine["requests"], mine["bytes"]) == (len(CALLS), sum(CALLS), sum(CALLS) * BLOCK)
-    for op, counted in fio_totals(report).items():
-        [entry] = [s for s in submissions if s["worker"] == "fio" and s["op"] == op]
-        assert (entry["requests"], entry["bytes"]) == counted
-        assert 0 < entry["calls"] <= entry["requests"]
+    for engine in ENGINES:
+        rows = {s["op"]: s for s in submissions if s["worker"] == "fio" and s["engine"] == engine}
+        for op, counted in fio_totals(tmp_path / engine).items():
+            assert (rows[op]["requests"], rows[op]["bytes"]) == counted
+            assert 0 < rows[op]["calls"] <= rows[op]["requests"]
+            assert rows[op]["submit_seconds"] > 0
+        assert rows[None]["wait_seconds"] > 0

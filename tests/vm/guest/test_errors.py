@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.harness import HANG, Actor, Disk, Live, Watched, disk_statistics, fio, fio_totals, transferred
-from tests.vm.guest.devices import controller, null_disk, setting, wait_until
+from tests.vm.guest.devices import controller, mapped, null_disk, setting, wait_until
 
 pytestmark = pytest.mark.guest
 
@@ -38,6 +38,21 @@ def test_requests_for_bad_blocks_are_errors_of_who_asked(live: Callable[..., Liv
     [stream] = seen.streams(pid=actor.pid)
     assert (stream["op"], stream["requests"], stream["errors"]) == ("read", GOOD + BAD, BAD)
     assert seen.total("errors") == BAD
+
+
+def test_what_device_mapper_refuses_is_no_request(nvme_disk: Disk, live: Callable[..., Live]) -> None:
+    """As with dm-error: only who asked learns of it."""
+    size = GOOD * BLOCK
+    targets = f"{size // 512} linear {nvme_disk.path} 0", f"{size // 512} error"
+    with mapped(*targets) as disk, Actor() as actor:
+        session = live("--all", "--device", nvme_disk.device)
+        actor.do("direct", disk.path, "read", 0, BLOCK, GOOD)
+        for number in range(BAD):
+            assert actor.fail("direct", disk.path, "read", size + number * BLOCK, BLOCK) == errno.EIO
+        seen = Watched(session.interrupt())
+    [stream] = seen.streams(pid=actor.pid)
+    assert (stream["op"], stream["requests"], stream["bytes"], stream["errors"]) == ("read", GOOD, size, 0)
+    assert seen.total("errors") == 0
 
 
 @contextmanager

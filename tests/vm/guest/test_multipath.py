@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.live.harness import Actor, Disk, Observed, Watched, start_probe
-from tests.live.system import filesystem, fill
+from tests.live.harness import Actor, Disk, Observed, Watched, start_probe, undisturbed
+from tests.live.system import Volume, filesystem, fill, partition
 from tests.vm.guest.devices import BLOCK_DEVICES, SECTOR
 
 pytestmark = pytest.mark.guest("multipath")
 
 BLOCK = 4096
 DIRECT, CACHED, WRITTEN, RAW = (number * BLOCK for number in (37, 53, 71, 19))
+PART, BEHIND = 256 << 20, 512 << 20
+"""The size of the part that is mounted, and where the rest is used."""
 USES = ("direct", "cached", "written", "raw")
 
 
@@ -30,26 +33,38 @@ def hidden_transferred() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def seen(nvme_disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    """A session in which a process each uses ext4 on the head, and then the head itself. told: pid and path by use."""
-    with ExitStack() as stack:
+    """A session in which a process each uses ext4 on a part of the head, and the head itself. told: pid, path by use.
+
+    The part stays mounted until it is over: who looks for a file's path later finds no mount.
+    """
+    output = tmp_path_factory.mktemp("multipath") / "session.json"
+    with partition(nvme_disk, 1, 1 << 20, PART) as part, filesystem("ext4", part) as place:
+        yield undisturbed(lambda: watch_uses(nvme_disk, place, output))
+
+
+def watch_uses(disk: Disk, place: Volume, output: Path) -> Observed | None:
+    """None when somebody else has used the disk."""
+    paths = {use: place.folder / use for use in USES} | {"raw": disk.path}
+    fill(paths["direct"], 2 * DIRECT)
+    fill(paths["cached"], CACHED)
+    place.settle()
+    before = hidden_transferred()
+    with start_probe(output, "--all", "--device", disk.device) as session, ExitStack() as stack:
+        idle = hidden_transferred() == before
         actors = {use: stack.enter_context(Actor()) for use in USES}
-        with filesystem("ext4", nvme_disk) as place:
-            paths = {use: place.folder / use for use in USES} | {"raw": nvme_disk.path}
-            fill(paths["direct"], 2 * DIRECT)
-            fill(paths["cached"], CACHED)
-            place.settle()
-            before = hidden_transferred()
-            output = tmp_path_factory.mktemp("multipath") / "session.json"
-            session = stack.enter_context(start_probe(output, "--all", "--device", nvme_disk.device))
-            actors["direct"].do("direct", paths["direct"], "read", 0, DIRECT)
-            actors["direct"].do("direct", paths["direct"], "write", DIRECT, BLOCK, DIRECT // BLOCK)
-            actors["cached"].do("read", paths["cached"], 0, CACHED)
-            actors["written"].do("write", paths["written"], 0, WRITTEN)
-        actors["raw"].do("submit", nvme_disk.path, "read", BLOCK, RAW // BLOCK, 0, 2 * BLOCK)
-        actors["raw"].do("direct", nvme_disk.path, "write", 1 << 20, RAW)
+        actors["direct"].do("direct", paths["direct"], "read", 0, DIRECT)
+        actors["direct"].do("direct", paths["direct"], "write", DIRECT, BLOCK, DIRECT // BLOCK)
+        actors["cached"].do("read", paths["cached"], 0, CACHED)
+        actors["written"].do("write", paths["written"], 0, WRITTEN)
+        place.settle()
+        actors["raw"].do("submit", disk.path, "read", BLOCK, RAW // BLOCK, BEHIND, 2 * BLOCK)
+        actors["raw"].do("direct", disk.path, "write", BEHIND, RAW)
         after = hidden_transferred()
+        watched = Watched(session.interrupt())
+        if not idle or hidden_transferred() != after:
+            return None
         told = {use: (actors[use].pid, paths[use]) for use in USES}
-        yield Observed(Watched(session.interrupt()), {op: after[op] - before[op] for op in before}, told)
+    return Observed(watched, {op: after[op] - before[op] for op in before}, told)
 
 
 def test_the_device_is_the_head_that_users_know(seen: Observed, nvme_disk: Disk) -> None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.live.harness import Disk, fio, fio_totals, watch
+from tests.live.harness import Disk, Live, Watched, fio, fio_totals, run
 
-REQUESTS = 2003
+REQUESTS = 1009
+ENGINES = ("libaio", "io_uring")
 
 
 @pytest.mark.guest
-@pytest.mark.parametrize("engine", ["libaio", "io_uring"])
-def test_each_request_of_both_queues_is_the_workers(nvme_disk: Disk, engine: str, tmp_path: Path) -> None:
-    report = tmp_path / "fio.json"
-    job = fio(
-        nvme_disk, "--direct=1", "--rw=randrw", "--bs=4k", "--blockalign=8k", f"--ioengine={engine}", "--iodepth=16",
-        "--numjobs=2", "--cpus_allowed=0-1", "--cpus_allowed_policy=split", requests=REQUESTS, report=report,
-    )  # fmt: skip
-    watched = watch(job, "--device", nvme_disk.device)
-    assert watched.whole
-    totals = fio_totals(report)
-    assert sum(requests for requests, _ in totals.values()) == 2 * REQUESTS
-    for op, counted in totals.items():
-        [stream] = watched.streams(op=op, engine=engine, path="direct", device=nvme_disk.device)
-        assert (stream["requests"], stream["bytes"]) == counted
+def test_each_request_of_both_queues_is_the_workers(nvme_disk: Disk, live: Callable[..., Live], tmp_path: Path) -> None:
+    session = live("--all", "--device", nvme_disk.device)
+    for engine in ENGINES:
+        job = fio(
+            nvme_disk, "--direct=1", "--rw=randrw", "--bs=4k", "--blockalign=8k", f"--ioengine={engine}",
+            "--iodepth=16", "--numjobs=2", "--cpus_allowed=0-1", "--cpus_allowed_policy=split", requests=REQUESTS,
+            report=tmp_path / engine,
+        )  # fmt: skip
+        run(*job)
+    seen = Watched(session.interrupt())
+    assert seen.whole
+    for engine in ENGINES:
+        totals = fio_totals(tmp_path / engine)
+        assert sum(requests for requests, _ in totals.values()) == 2 * REQUESTS
+        for op, counted in totals.items():
+            [stream] = seen.streams(worker="fio", op=op, engine=engine, path="direct", device=nvme_disk.device)
+            assert (stream["requests"], stream["bytes"]) == counted

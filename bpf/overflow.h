@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * When a ring is full, nothing is lost but detail: what does not fit is added up here, by all that user space tells apart.
+ *
+ * A table by owner, file and so on, and by ring, so that its CPUs keep out of each other's way; adding is atomic all the
+ * same, because an interrupt may come on top, and CPUs may share a ring. Entries stay while the programs are attached:
+ * the reader takes differences. When even this is full, a device's own totals still add up.
+ */
+#ifndef LLMIO_OVERFLOW_H
+#define LLMIO_OVERFLOW_H
+
+/* Flags that tell whose bytes they are: a part is no request, metadata is the kernel's. */
+#define OVERFLOW_FLAGS (REQUEST_PART | REQUEST_METADATA | REQUEST_SHARED)
+
+static __always_inline void add(__u64 *total, __u64 amount)
+{
+	__sync_fetch_and_add(total, amount);
+}
+
+/* The index of a value's bucket. The number of bits of value - 1 is n for (2^(n-1), 2^n]. */
+static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
+{
+	__u64 rest = value ? value - 1 : 0, n = 0;
+
+	if (rest >> 32) {
+		n += 32;
+		rest >>= 32;
+	}
+	if (rest >> 16) {
+		n += 16;
+		rest >>= 16;
+	}
+	if (rest >> 8) {
+		n += 8;
+		rest >>= 8;
+	}
+	if (rest >> 4) {
+		n += 4;
+		rest >>= 4;
+	}
+	if (rest >> 2) {
+		n += 2;
+		rest >>= 2;
+	}
+	n += rest >> 1 ? 2 : rest;
+	if (n < first)
+		n = first;
+	if (n > last)
+		n = last + 1;
+	return n - first;
+}
+
+/* The verifier has to see that an index is checked, which LLVM leaves out where it knows better. */
+#define OPAQUE(index) asm volatile("" : "+r"(index))
+
+#define COUNT_IN(buckets, value, name)                                                               \
+	do {                                                                                         \
+		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);        \
+		OPAQUE(bucket);                                                                      \
+		if (bucket < BUCKET_##name##_LAST - BUCKET_##name##_FIRST + 2)                       \
+			__sync_fetch_and_add(&(buckets)[bucket], 1);                                 \
+	} while (0)
+
+static __always_inline __u64 later(__u64 end, __u64 start)
+{
+	return end > start ? end - start : 0; /* clocks of two CPUs */
+}
+
+/* No room in the table either. */
+static __always_inline void lose_request(const struct request_record *record)
+{
+	__u32 device = record->device, *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
+	struct device_counts *counts = counts_of(slot ? *slot : 0); /* claimed when the request began */
+	struct ring_losses *lost = losses();
+	__u64 op = record->op;
+
+	if (lost)
+		add(&lost->lost_requests, 1);
+	OPAQUE(op);
+	if (!counts || op >= OPS)
+		return;
+	if (!(record->flags & REQUEST_PART))
+		add(&counts->lost_requests[op], 1);
+	add(&counts->lost_bytes[op], record->bytes);
+}
+
+static __always_inline void add_latencies(struct overflow_totals *totals, const struct request_record *record)
+{
+	if (record->made_ns && record->issued_ns) {
+		add(&totals->queue_ns, later(record->issued_ns, record->made_ns));
+		COUNT_IN(totals->queue_counts, later(record->issued_ns, record->made_ns), LATENCY);
+	}
+	if (record->issued_ns && record->done_ns) {
+		add(&totals->device_ns, later(record->done_ns, record->issued_ns));
+		COUNT_IN(totals->device_counts, later(record->done_ns, record->issued_ns), LATENCY);
+	}
+	if (record->made_ns && record->done_ns) {
+		add(&totals->total_ns, later(record->done_ns, record->made_ns));
+		COUNT_IN(totals->total_counts, later(record->done_ns, record->made_ns), LATENCY);
+	}
+}
+
+SUBPROGRAM int overflow_request(struct request_record *record, __u32 ring)
+{
+	struct overflow_totals *totals, *fresh;
+	struct overflow_key key = {};
+	struct ring_losses *lost;
+	__u32 zero = 0;
+
+	if (!record)
+		return 0;
+	key.share.owner_start_ns = record->owner_start_ns;
+	key.share.inode = record->inode;
+	key.share.inode_generation = record->inode_generation;
+	key.share.file_device = record->file_device;
+	key.share.tgid = record->tgid;
+	key.share.engine = record->engine;
+	key.share.path = record->path;
+	key.share.owner = record->owner;
+	key.device = record->device;
+	key.flags = record->flags & OVERFLOW_FLAGS;
+	key.op = record->op;
+	key.status = record->status;
+	key.ring = ring;
+	totals = bpf_map_lookup_elem(MAP(overflow), &key);
+	if (!totals) {
+		fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
+		if (fresh)
+			bpf_map_update_elem(MAP(overflow), &key, fresh, BPF_NOEXIST);
+		totals = bpf_map_lookup_elem(MAP(overflow), &key);
+	}
+	if (!totals) {
+		lose_request(record);
+		return 0;
+	}
+	add(&totals->requests, 1);
+	add(&totals->bytes, record->bytes);
+	totals->done_ns = record->done_ns;
+	lost = losses();
+	if (record->flags & REQUEST_PART) {
+		if (lost)
+			add(&lost->overflowed_parts, 1);
+		return 0;
+	}
+	if (lost)
+		add(&lost->overflowed_requests, 1);
+	add(&totals->request_bytes, record->request_bytes);
+	add(&totals->requeues, record->requeues);
+	COUNT_IN(totals->size_counts, record->request_bytes, SIZE);
+	add_latencies(totals, record);
+	return 0;
+}
+
+static __always_inline void add_call_op(struct call_overflow_totals *totals, __u32 op, __u32 count, __u32 of,
+					__u64 submit_ns)
+{
+	add(&totals->calls[op], 1);
+	if (count) /* else LLVM makes an atomic or of it, which came with 5.12 */
+		add(&totals->requests[op], count);
+	add(&totals->submit_ns[op], of ? submit_ns * count / of : submit_ns);
+}
+
+SUBPROGRAM int overflow_call(struct call_record *record, __u32 ring)
+{
+	struct call_overflow_totals *totals;
+	struct call_overflow_key key = {};
+	struct overflow_totals *fresh;
+	struct ring_losses *lost = losses();
+	__u64 submit_ns = 0, wait_since;
+	__u32 zero = 0, others;
+	bool submits;
+
+	if (!record)
+		return 0;
+	key.owner_start_ns = record->owner_start_ns;
+	key.tgid = record->tgid;
+	key.ring = ring;
+	key.engine = record->engine;
+	key.flags = record->flags;
+	totals = bpf_map_lookup_elem(MAP(call_overflow), &key);
+	if (!totals) {
+		fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
+		if (fresh)
+			bpf_map_update_elem(MAP(call_overflow), &key, fresh, BPF_NOEXIST);
+		totals = bpf_map_lookup_elem(MAP(call_overflow), &key);
+	}
+	if (!totals) {
+		if (lost)
+			add(&lost->lost_calls, 1);
+		return 0;
+	}
+	if (lost)
+		add(&lost->overflowed_calls, 1);
+	add(&totals->records, 1);
+	submits = record->flags & CALL_SUBMIT && record->submitted_ns;
+	wait_since = submits ? record->submitted_ns : record->start_ns;
+	if (submits) {
+		submit_ns = later(record->submitted_ns, record->start_ns);
+		COUNT_IN(totals->request_counts, record->requests, CALL);
+		COUNT_IN(totals->submit_counts, submit_ns, LATENCY);
+	}
+	others = record->requests - record->reads - record->writes;
+	if (record->reads)
+		add_call_op(totals, CALL_READS, record->reads, record->requests, submit_ns);
+	if (record->writes)
+		add_call_op(totals, CALL_WRITES, record->writes, record->requests, submit_ns);
+	if (others || (submits && !record->requests))
+		add_call_op(totals, CALL_OTHERS, others, record->requests, submit_ns);
+	add(&totals->read_bytes, record->read_bytes);
+	add(&totals->write_bytes, record->write_bytes);
+	add(&totals->reaped, record->reaped);
+	if (record->flags & CALL_WAIT) {
+		add(&totals->wait_ns, later(record->end_ns, wait_since));
+		COUNT_IN(totals->wait_counts, later(record->end_ns, wait_since), LATENCY);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,184 @@
+"""A batch by combination: the requests that are alike in everything but their times, sector and queue are one.
+
+Traffic repeats the same owner, file, device, op, size and so on again and again. Whatever depends on these alone is
+then done once for a combination, with the number of its records, and no longer for each record. Only the search may go
+in here: it knows which fields it leaves out and nothing of what the others mean.
+
+The trick: a record is a row of 64-bit words, and so is a combination. The words are mixed into one number, which leads
+to the combination through a hash table, and comparing all words tells whether it is the right one. So it is exact
+whatever the mixing does, and costs about 40 ns a record; np.unique costs 10 times as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmio_probe.kernel.records import REQUEST, Records
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+LEFT_OUT = ("made_ns", "issued_ns", "done_ns", "sector", "hw_queue")
+"""Fields that do not make another combination."""
+
+MOST = 1 << 14
+"""Combinations that are kept, in some 6 MB. With more the table begins anew: hardly any load repeats so many."""
+
+_PIECE = 1 << 14
+"""Records at once: what is made of so many stays in a CPU's own cache."""
+
+_ROOM = 16
+"""Places a combination in the table: then 31 of 32 are where they are looked for first."""
+
+
+def _mask() -> Words:
+    """The bits of a record that make a combination."""
+    record = np.frombuffer(b"\xff" * REQUEST.itemsize, REQUEST).copy()
+    for name in LEFT_OUT:
+        record[name] = 0
+    words: Words = record.view(np.uint64)
+    return words
+
+
+_MASK = _mask()
+_FIRST = int(np.flatnonzero(_MASK)[0])
+_PARTLY = [int(word) for word in np.flatnonzero(~_MASK[_FIRST:])]
+"""Words behind the first of which not all bits count."""
+_WORDS = len(_MASK) - _FIRST
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 by the golden ratio: odd, and without a pattern that the words might share."""
+_MIX = np.array([pow(_GOLDEN, 1 + word, 1 << 64) for word in range(_WORDS)], np.uint64)
+_dot = getattr(np, "vecdot", np.matmul)
+"""A third faster than matmul; since NumPy 2.0."""
+_OPAQUE = np.dtype(f"V{REQUEST.itemsize}")
+"""A record as NumPy copies it in a block, and not field by field."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A batch of n requests in k combinations.
+
+    records: all n, as they came. samples: shape (k,), one record of each, 0 in the fields that are left out.
+    counts: shape (k,), how many records there are of each.
+    """
+
+    records: Records
+    samples: Records
+    counts: Ints
+    _index: Ints  # by record
+    _places: Ints  # by combination: where in the table
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What each combination has, shape (k,), for each of the records, shape (n,)."""
+        by_place = np.empty(int(self._places[-1]) + 1 if len(self._places) else 0, values.dtype)
+        by_place[self._places] = values
+        spread: NDArray[Any] = by_place.take(self._index)
+        return spread
+
+
+def select(records: Records, chosen: NDArray[np.bool_]) -> Records:
+    """The chosen ones, as records[chosen], but 20 times as fast: as opaque bytes and not field by field."""
+    selected: Records = records.view(_OPAQUE)[chosen].view(REQUEST)
+    return selected
+
+
+def singly(records: Records) -> Combined:
+    """Each record for itself, for batches that are not worth a search."""
+    each = np.arange(len(records))
+    return Combined(records, records, np.ones(len(records), np.int64), each, each)
+
+
+class Combinations:
+    """Finds them. It remembers those of earlier batches, since they come again; open addressing, no deletion."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return self._rows
+
+    def find(self, records: Records) -> Combined:
+        """records: REQUEST records, contiguous, shape (n,)."""
+        if self._rows > MOST:
+            self._clear()
+        words = records.view(np.uint64).reshape(len(records), len(_MASK))
+        index = np.empty(len(records), np.int64)
+        for first in range(0, len(records), _PIECE):
+            index[first : first + _PIECE] = self._find(words[first : first + _PIECE])
+        counts = np.bincount(index, minlength=self._rows)
+        places = np.flatnonzero(counts)
+        return Combined(records, self._samples.take(places).view(REQUEST), counts[places], index, places)
+
+    def _clear(self) -> None:
+        self._rows = 1
+        # An empty slot leads to row 0. Its key is as good as any other: a record that had it would be found there.
+        self._keys = np.zeros((1, _WORDS), np.uint64)
+        self._samples = np.zeros(1, _OPAQUE)
+        self._slots = np.zeros(_ROOM, np.int32)
+
+    def _find(self, words: Words) -> NDArray[np.int32]:
+        keys = words[:, _FIRST:].copy()
+        for word in _PARTLY:
+            keys[:, word] &= _MASK[_FIRST + word]
+        mixed = _mixed(keys)
+        rows, missing = self._search(keys, mixed)
+        while len(missing):
+            self._add(keys[missing], mixed[missing])
+            rows, missing = self._search(keys, mixed)
+        return rows
+
+    def _search(self, keys: Words, mixed: Words) -> tuple[NDArray[np.int32], Ints]:
+        """The row of each key, and which keys have none."""
+        slots = self._home(mixed)
+        rows = self._slots.take(slots)
+        different = self._keys.take(rows, axis=0) != keys
+        wrong = np.flatnonzero(different) // _WORDS
+        wrong = wrong[np.diff(wrong, prepend=-1) != 0]
+        missing = [wrong[rows[wrong] == 0]]  # an empty slot ends the search
+        while len(wrong := wrong[rows[wrong] != 0]):
+            slots[wrong] = slots[wrong] + 1 & len(self._slots) - 1
+            rows[wrong] = self._slots[slots[wrong]]
+            wrong = wrong[(self._keys[rows[wrong]] != keys[wrong]).any(axis=1)]
+            missing.append(wrong[rows[wrong] == 0])
+        return rows, np.concatenate(missing)
+
+    def _add(self, keys: Words, mixed: Words) -> None:
+        """Keys that are not in it, some of them more than once. Of different ones that mix alike only one is taken."""
+        new = np.unique(mixed, return_index=True)[1]
+        first, self._rows = self._rows, self._rows + len(new)
+        if self._rows > len(self._keys):
+            more = self._rows + self._rows // 2 - len(self._keys)
+            self._keys = np.concatenate([self._keys, np.zeros((more, _WORDS), np.uint64)])
+            self._samples = np.concatenate([self._samples, np.zeros(more, _OPAQUE)])
+        self._keys[first : self._rows] = keys[new]
+        self._samples.view(np.uint64).reshape(-1, len(_MASK))[first : self._rows, _FIRST:] = keys[new]
+        if _ROOM * self._rows > len(self._slots):
+            self._slots = np.zeros(1 << (_ROOM * self._rows).bit_length(), np.int32)
+            first = 1
+        self._fill(np.arange(first, self._rows))
+
+    def _fill(self, rows: Ints) -> None:
+        slots = self._home(_mixed(self._keys[rows]))
+        while len(rows):
+            free = self._slots[slots] == 0
+            self._slots[slots[free]] = rows[free]
+            lost = self._slots[slots] != rows  # the slot was taken, or another got it in this round
+            rows, slots = rows[lost], slots[lost] + 1 & len(self._slots) - 1
+
+    def _home(self, mixed: Words) -> Ints:
+        """The slot to look at first: the top bits, which all words have a part in."""
+        slots: Ints = (mixed >> np.uint64(65 - len(self._slots).bit_length())).astype(np.int64)
+        return slots
+
+
+def _mixed(keys: Words) -> Words:
+    """One number of each key. The sum alone is as regular as the keys are, and those would crowd together."""
+    mixed: Words = _dot(keys, _MIX)
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(_GOLDEN)
+    return mixed

@@ -1,0 +1,115 @@
+"""Reads what was added up in the kernel because a ring was full (bpf/overflow.h): what has come since the last look.
+
+The kernel's totals only grow, so a total that was read in the middle of an addition is right at the next look.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmio_probe.kernel.records import CALL_OVERFLOW, OVERFLOW, Op, OwnerKind, Records
+from llmio_probe.kernel.tables import Table
+
+
+class OverflowTable:
+    """One table of totals. flat: the dtype of what is handed out, key and totals side by side."""
+
+    def __init__(self, table: Table, flat: np.dtype[Any]) -> None:
+        self._table = table
+        self._flat = flat
+        self._rows: dict[bytes, int] = {}
+        self._before = np.zeros(0, table.value)
+
+    def read(self) -> Records:
+        """The differences to the last look, shape (n,), of the keys for which there is one."""
+        keys, values = self._table.items()
+        totals = np.ascontiguousarray(values[:, 0])
+        rows = np.array([self._rows.setdefault(key.tobytes(), len(self._rows)) for key in keys], np.intp)
+        if new := len(self._rows) - len(self._before):
+            self._before = np.concatenate([self._before, np.zeros(new, self._table.value)])
+        before = self._before[rows]
+        changed = np.flatnonzero(np.any(_bytes(totals) != _bytes(before), axis=1))
+        self._before[rows] = totals
+        return self._differences(keys[changed], totals[changed], before[changed])
+
+    def _differences(self, keys: NDArray[Any], totals: NDArray[Any], before: NDArray[Any]) -> Records:
+        found = np.zeros(len(keys), self._flat)
+        share = keys["share"] if "share" in (keys.dtype.names or ()) else None
+        for name in self._flat.names or ():
+            if name in ("made_ns", "done_ns"):
+                found[name] = totals["done_ns"]
+            elif name in (totals.dtype.names or ()):
+                found[name] = totals[name] - before[name]  # modulo their size, as the kernel counts
+            elif name in (keys.dtype.names or ()):
+                found[name] = keys[name]
+            elif share is not None:
+                found[name] = share[name]
+        return found
+
+
+def _bytes(records: NDArray[Any]) -> NDArray[np.uint8]:
+    return records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
+
+
+class Overflow:
+    """All that did not come through the rings."""
+
+    def __init__(self, requests: Table, calls: Table, losses: Table, device_counts: Table, slots: Table) -> None:
+        self._requests = OverflowTable(requests, OVERFLOW)
+        self._calls = OverflowTable(calls, CALL_OVERFLOW)
+        self._losses = losses
+        self._device_counts = device_counts
+        self._slots = slots
+        self._counted = (0, 0, 0)
+        self._look_again = False
+        self._lost: dict[int, NDArray[np.uint64]] = {}
+
+    def read(self) -> tuple[Records, Records]:
+        """Requests and calls, OVERFLOW and CALL_OVERFLOW. Where nothing overflowed, it costs one system call."""
+        counted = self._count()
+        # What was counted when we looked may have been added up only in part by then.
+        if counted == self._counted and not self._look_again:
+            return np.empty(0, OVERFLOW), np.empty(0, CALL_OVERFLOW)
+        self._look_again = counted != self._counted
+        self._counted = counted
+        requests, calls, lost = counted
+        found = [self._requests.read()] if requests else []
+        found += [self._unattributed()] if lost else []
+        return (
+            np.concatenate(found) if found else np.empty(0, OVERFLOW),
+            self._calls.read() if calls else np.empty(0, CALL_OVERFLOW),
+        )
+
+    def _count(self) -> tuple[int, int, int]:
+        values = self._losses.get(0)
+        assert values is not None
+        total = {name: int(values[name].sum()) for name in values.dtype.names or ()}
+        return (
+            total["overflowed_requests"] + total["overflowed_parts"], total["overflowed_calls"], total["lost_requests"],
+        )  # fmt: skip
+
+    def _unattributed(self) -> Records:
+        """What found no room in the table either: nobody's, of a device and op, without sizes and latencies."""
+        rows = []
+        slots = {0: 0}  # shared by those that found none of their own
+        for device in self._slots.keys():  # noqa: SIM118 - a table, no dict
+            found = self._slots.get(device)
+            if found is not None:
+                slots[int(device)] = int(found[0])
+        for device, slot in slots.items():
+            values = self._device_counts.get(slot)
+            if values is None:
+                continue
+            lost = np.array([values["lost_requests"].sum(axis=0), values["lost_bytes"].sum(axis=0)])
+            new = lost - self._lost.get(device, np.zeros_like(lost))
+            self._lost[device] = lost
+            for op in np.flatnonzero(new.any(axis=0)).tolist():
+                row = np.zeros(1, OVERFLOW)
+                row["device"], row["op"], row["owner"] = device, Op(op), OwnerKind.UNKNOWN
+                row["requests"], row["bytes"] = new[:, op]
+                row["request_bytes"] = row["bytes"]
+                rows.append(row)
+        return np.concatenate(rows) if rows else np.empty(0, OVERFLOW)

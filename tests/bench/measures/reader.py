@@ -1,0 +1,95 @@
+"""How many records a second one core takes out of the ring, and how many it identifies and counts: by CPU time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from llmio_probe.aggregate.series import Series
+from llmio_probe.identity.devices import Devices
+from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
+from llmio_probe.identity.files import Files
+from llmio_probe.identity.frameworks import builtin_rules
+from llmio_probe.identity.mounts import Mounts
+from llmio_probe.identity.owners import Identity
+from llmio_probe.identity.role_rules import builtin_role_rules
+from llmio_probe.identity.roles import RoleBook
+from llmio_probe.kernel.records import REQUEST, Batch, Records
+from llmio_probe.pipeline import Pipeline
+from tests.bench.load import load
+from tests.bench.setting import Setting
+from tests.bench.table import Figure, Goal, Row
+from tests.bench.tools.ours import open_probe
+
+RECORDS = 43_690
+"""In the batch made by hand: some tenths of a second of a busy host."""
+PASSES = 10
+
+
+def reader(setting: Setting) -> Iterator[Row]:
+    yield Row("M records/s out of the rings, one core", Figure(_read(setting), "{:.1f}"))
+    rates = [_aggregated() for _ in range(3 * setting.effort.rounds)]
+    yield Row("M records/s identified and aggregated, one core", Figure(rates, "{:.1f}"), Goal("≥", 10))
+
+
+def _read(setting: Setting) -> list[float]:
+    """What has gathered meanwhile, read at one go, while nothing else is to be done."""
+    rates = []
+    with load(setting.loop) as running, open_probe(calls=False) as probe:
+        probe.start()
+        for _ in range(3 * setting.effort.rounds):
+            running.rate(setting.effort.seconds / 2)
+            with running.paused():
+                begin = time.process_time()
+                count = len(probe.read().requests)
+                rates.append(count / (time.process_time() - begin) / 1e6)
+    return rates
+
+
+def _aggregated() -> float:
+    records = made(RECORDS)
+    identity = Identity(
+        PsutilSource(), builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(), per_process=False, limit=24
+    )
+    files = Files(Mounts(), Devices(), limit=20_000)
+    roles = RoleBook(
+        builtin_role_rules(), files.files, identity.framework_of,
+        undecided=False, clock=time.monotonic, read_header=None,
+    )  # fmt: skip
+    pipeline = Pipeline(Again(records), identity, files, roles, Series(detail=False))
+    pipeline.run()  # the processes are new once
+    begin = time.process_time()
+    for _ in range(PASSES):
+        pipeline.run()
+    return PASSES * len(records) / (time.process_time() - begin) / 1e6
+
+
+class Again:
+    """A source that hands out one batch again and again."""
+
+    def __init__(self, records: Records) -> None:
+        self._batch = Batch(requests=records)
+
+    def read(self) -> Batch:
+        return self._batch
+
+
+def made(count: int) -> Records:
+    """Requests such as a busy host makes, of four processes on two disks, of a hundred files."""
+    random = np.random.default_rng(1)
+    records = np.zeros(count, REQUEST)
+    records["made_ns"] = 10**12 + np.cumsum(random.integers(1, 8000, count))
+    records["issued_ns"] = records["made_ns"] + random.integers(500, 200_000, count)
+    records["done_ns"] = records["issued_ns"] + random.integers(20_000, 900_000, count)
+    records["device"] = (7 << 20) + random.integers(0, 2, count)
+    records["request_bytes"] = random.choice([4096, 8192, 131072, 1 << 20], count)
+    records["bytes"] = records["request_bytes"]
+    records["op"] = random.integers(0, 2, count)
+    records["file_device"], records["inode"] = 259 << 20, random.integers(1, 101, count)
+    records["engine"] = records["path"] = records["owner"] = 1
+    records["tgid"] = os.getpid() + random.integers(0, 4, count)
+    records["owner_start_ns"] = 10**9
+    return records

@@ -1,0 +1,234 @@
+"""bpf/output.h and bpf/overflow.h on the running kernel, without a disk: which ring, and what a full one leaves.
+
+The totals that the kernel adds up are compared with the same requests counted from records, bucket by bucket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, SIZE_EXPONENTS, bucket
+from llmio_probe.kernel.atomics import Atomics
+from llmio_probe.kernel.libbpf import Libbpf
+from llmio_probe.kernel.loading import fill_rings, make_rings
+from llmio_probe.kernel.overflow import Overflow
+from llmio_probe.kernel.records import (
+    CALL_OVERFLOW_KEY,
+    CALL_OVERFLOW_TOTALS,
+    CONTROL,
+    DEVICE_COUNTS,
+    OVERFLOW_KEY,
+    OVERFLOW_TOTALS,
+    REQUEST,
+    RING_LOSSES,
+    Op,
+    OwnerKind,
+    Records,
+    RequestFlag,
+)
+from llmio_probe.kernel.ring import Ring, map_ring
+from llmio_probe.kernel.tables import Table
+
+HERE = Path(__file__).parent
+BPF = HERE.parent.parent / "bpf"
+CPUS = os.cpu_count() or 1
+PUSH = np.dtype([("record", REQUEST), ("count", "u8")])
+DEVICE = 7 << 20 | 3
+
+
+class Kernel:
+    """The output side with maps of its own: push records, read the rings, read what overflowed."""
+
+    def __init__(self, libbpf: Libbpf, opened: int, stack: ExitStack, overflow_entries: int | None) -> None:
+        self._libbpf = libbpf
+        maps = {libbpf.bpf_map__name(item).decode(): item for item in libbpf.each("bpf_object__next_map", opened)}
+        rings = make_rings(libbpf, CPUS, stack)
+        for name, each in rings.items():
+            libbpf.number("bpf_map__set_max_entries", maps[name], len(each))
+            libbpf.number("bpf_map__set_inner_map_fd", maps[name], each[0].fd)
+        if overflow_entries:
+            libbpf.number("bpf_map__set_max_entries", maps["overflow"], overflow_entries)
+        libbpf.number("bpf_object__load", opened)
+        fds = {name: libbpf.number("bpf_map__fd", item) for name, item in maps.items()}
+        for name, each in rings.items():
+            fill_rings(libbpf, fds[name], each)
+        self.rings = [Ring(map_ring(ring.fd, ring.max_entries), REQUEST, Atomics()) for ring in rings["requests_rings"]]
+        self.room = rings["requests_rings"][0].max_entries // (8 + REQUEST.itemsize)
+        control = np.frombuffer(mmap.mmap(fds[".data.control"], mmap.PAGESIZE), CONTROL, 1)
+        control["rings_mask"] = len(self.rings) - 1
+        control["requests_ring_bytes"] = rings["requests_rings"][0].max_entries
+        u4 = np.dtype("u4")
+        cpus = libbpf.number("libbpf_num_possible_cpus")
+        self.losses = Table(libbpf, fds["ring_losses"], u4, RING_LOSSES, cpus)
+        self._slots = Table(libbpf, fds["device_slots"], u4, u4)
+        self._slots.put(DEVICE, 1)  # claimed when a request begins
+        self.overflow = Overflow(
+            Table(libbpf, fds["overflow"], OVERFLOW_KEY, OVERFLOW_TOTALS),
+            Table(libbpf, fds["call_overflow"], CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
+            self.losses,
+            Table(libbpf, fds["device_counts"], u4, DEVICE_COUNTS, cpus),
+            self._slots,
+        )
+        [program] = libbpf.each("bpf_object__next_program", opened)
+        self._program = libbpf.number("bpf_program__fd", program)
+        self._run = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_test_run_opts
+
+    def push(self, record: Records, count: int = 1, cpu: int = 0) -> None:
+        """From that CPU; what it did before it does again afterwards."""
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {cpu})
+        try:
+            arguments = np.zeros(1, PUSH)
+            arguments["record"], arguments["count"] = record, count
+            # struct bpf_test_run_opts, as in test_ring.py
+            options = struct.pack(
+                "=QQQIIQQIIIIIIII", 80, 0, 0, 0, 0, arguments.ctypes.data, 0, PUSH.itemsize, 0, 0, 0, 0, 0, 0, 0
+            )
+            assert self._run(self._program, ctypes.create_string_buffer(options)) == 0, ctypes.get_errno()
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+    def lost(self) -> int:
+        values = self.losses.get(0)
+        assert values is not None
+        return int(values["lost_requests"].sum())
+
+
+@pytest.fixture(scope="module")
+def output_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bpf") / "output.o"
+    machine = platform.machine()
+    target = {"x86_64": "x86", "aarch64": "arm64"}[machine]
+    subprocess.run(
+        ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{target}", "-I", BPF, "-I",
+         f"/usr/include/{machine}-linux-gnu", "-c", HERE / "output.bpf.c", "-o", path], check=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(params=[None])
+def kernel(output_object: Path, request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """The parameter: entries of the overflow table, None for as many as usual."""
+    libbpf = Libbpf()
+    with ExitStack() as stack:
+        opened = libbpf.pointer("bpf_object__open_file", bytes(output_object), None)
+        stack.callback(libbpf.bpf_object__close, opened)
+        yield Kernel(libbpf, opened, stack, request.param)
+
+
+def record(**fields: Any) -> Records:
+    made = np.zeros(1, REQUEST)
+    usual = {
+        "made_ns": 1000, "issued_ns": 3000, "done_ns": 10_000, "device": DEVICE, "tgid": 11, "owner_start_ns": 10**9,
+        "owner": OwnerKind.PROCESS, "engine": 1, "path": 1, "inode": 12, "file_device": 8 << 20, "bytes": 4096,
+    }  # fmt: skip
+    for name, value in (usual | fields).items():
+        made[name] = value
+    if "request_bytes" not in fields:
+        made["request_bytes"] = made["bytes"]
+    return made
+
+
+def test_two_cpus_write_into_a_ring_each_at_the_same_time(kernel: Kernel) -> None:
+    """No lock is shared: what one CPU wrote is in its own ring alone, also while the other one writes."""
+    count = 10_007
+    writers = [threading.Thread(target=kernel.push, args=(record(), count, cpu)) for cpu in range(min(CPUS, 2))]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    for cpu in range(len(writers)):
+        found = kernel.rings[cpu].read()
+        assert len(found) == count
+        assert set(found["hw_queue"].tolist()) == {cpu}
+        assert found["sector"].tolist() == list(range(count))
+    assert len(kernel.overflow.read()[0]) == 0
+
+
+EDGES = (0, 1, 511, 512, 513, 131071, 131072, 131073, (1 << 31) - 1, 1 << 31, (1 << 31) + 1)
+TIMES = (1, 1023, 1024, 1025, 1 << 20, (1 << 20) + 1, 1 << 35, (1 << 35) + 1, 1 << 40)
+
+
+def test_what_finds_no_room_is_counted_in_the_same_buckets_as_a_record(kernel: Kernel) -> None:
+    kernel.push(record(), kernel.room)  # full, but for less than a record
+    kernel.push(record(), 3)
+    kernel.overflow.read()
+    for size in EDGES:
+        kernel.push(record(bytes=size, tgid=12), 7)
+    for ns in TIMES:
+        kernel.push(record(tgid=13, issued_ns=1000 + ns, done_ns=1000 + 3 * ns), 5)
+    rows, _ = kernel.overflow.read()
+    [sizes], [times] = rows[rows["tgid"] == 12], rows[rows["tgid"] == 13]
+    assert sizes["requests"] == 7 * len(EDGES)
+    assert sizes["bytes"] == sizes["request_bytes"] == 7 * sum(EDGES)
+    assert sizes["size_counts"].tolist() == counts(EDGES, 7, SIZE_EXPONENTS)
+    for name, values in {"queue": TIMES, "device": [2 * ns for ns in TIMES], "total": [3 * ns for ns in TIMES]}.items():
+        assert times[f"{name}_counts"].tolist() == counts(values, 5, LATENCY_EXPONENTS), name
+        assert times[f"{name}_ns"] == 5 * sum(values)
+
+
+def counts(values: Any, times: int, exponents: tuple[int, int]) -> list[int]:
+    first, last = exponents
+    found: list[int] = np.bincount(bucket(np.array(values), exponents), minlength=last - first + 2).tolist()
+    return [times * count for count in found]
+
+
+def test_all_that_user_space_tells_apart_is_told_apart(kernel: Kernel) -> None:
+    """And what only a record has, such as the sector, is not."""
+    kernel.push(record(), kernel.room)
+    kernel.overflow.read()
+    different: list[dict[str, int]] = [
+        {"tgid": 12}, {"owner_start_ns": 5}, {"inode": 13}, {"inode_generation": 1}, {"file_device": 1}, {"device": 9},
+        {"engine": 2}, {"path": 2}, {"owner": OwnerKind.KERNEL}, {"op": Op.WRITE}, {"status": 10},
+        {"flags": RequestFlag.SHARED}, {"flags": RequestFlag.METADATA},
+    ]  # fmt: skip
+    same: list[dict[str, int]] = [{}, {"sector": 77}, {"flags": RequestFlag.SYNC}, {"requeues": 2}]
+    for fields in same + different:
+        kernel.push(record(**fields), 2)
+    rows, _ = kernel.overflow.read()
+    assert len(rows) == 1 + len(different)
+    assert sorted(rows["requests"].tolist()) == [2] * len(different) + [2 * len(same)]
+    assert rows["requeues"].sum() == 4
+
+
+def test_a_part_is_no_request_and_a_request_without_times_has_no_latency(kernel: Kernel) -> None:
+    kernel.push(record(), kernel.room)
+    kernel.overflow.read()
+    nothing = {"made_ns": 0, "issued_ns": 0, "done_ns": 0}
+    kernel.push(record(flags=RequestFlag.PART, request_bytes=0, **nothing), 3)
+    kernel.push(record(done_ns=0, flags=RequestFlag.EXPIRED), 2)
+    rows, _ = kernel.overflow.read()
+    part, whole = sorted(rows, key=lambda row: row["flags"] & RequestFlag.PART == 0)
+    assert (part["requests"], part["bytes"], part["size_counts"].sum()) == (3, 3 * 4096, 0)
+    assert (whole["requests"], whole["size_counts"].sum()) == (2, 2)
+    assert (whole["queue_counts"].sum(), whole["device_counts"].sum(), whole["total_counts"].sum()) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("kernel", [4], indirect=True)
+def test_with_that_table_full_too_the_devices_totals_still_add_up(kernel: Kernel) -> None:
+    kernel.push(record(), kernel.room)
+    kernel.overflow.read()
+    owners = range(100, 120)
+    for tgid in owners:
+        kernel.push(record(tgid=tgid, op=Op.WRITE), 3)
+    rows, _ = kernel.overflow.read()
+    assert kernel.lost() > 0
+    assert rows["requests"].sum() == 3 * len(owners)
+    assert rows["bytes"].sum() == 3 * len(owners) * 4096
+    unknown = rows[rows["owner"] == OwnerKind.UNKNOWN]
+    assert unknown["requests"].sum() == kernel.lost()
+    assert set(rows["device"].tolist()) == {DEVICE}
+    assert set(rows["op"].tolist()) == {Op.WRITE}
