@@ -299,16 +299,16 @@ def test_the_programs_are_timed_when_the_configuration_says(
 
 
 def test_its_own_disk_io_is_told_as_its_own(ext4_folder: Path, open_folder: Path) -> None:
-    """Its log is on the disk. Compared with what the kernel counts for the process."""
-    environ = {"PYTHONDONTWRITEBYTECODE": "1"}  # what it writes before it counts
-    with running_daemon(open_folder, log=ext4_folder / "daemon.log", environ=environ) as running:
-        for _ in range(3):
+    """Its log is on the disk, and a page long: that is what each flush of it writes."""
+    flushes = 5
+    with running_daemon(open_folder, log=ext4_folder / "daemon.log") as running:
+        for _ in range(flushes):
             running.reload()
             os.sync()
-        written = task_io(running.process.pid)["write_bytes"]
-        assert written >= 4096
-        running.eventually("llmio_bytes_total", written, worker="llmio-probe", op="write")
-        assert running.value("llmio_bytes_total", worker="python3", op="write") == 0
+        assert running.log.stat().st_size < 4096
+        # By the kernel's account of the process it is that much at least: it has atimes of files in it, too.
+        assert task_io(running.process.pid)["write_bytes"] >= flushes * 4096
+        running.eventually("llmio_bytes_total", flushes * 4096, worker="llmio-probe", op="write")
         assert running.value("process_cpu_seconds_total") > 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.live.harness import HANG, Actor, Live, run
+from tests.live.harness import HANG, Actor, Live, run, tracing_programs
 from tests.live.system import Volume
 from tests.vm.guest.devices import wait_until
 
@@ -31,9 +32,15 @@ WORKER = "deepspeed-rank3"
 LABELS = ("worker", "op", "engine", "path", "role")
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_attached() -> None:
+    """In place of the live tests': the service stays between tests, and is looked after when it has gone."""
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """llmio-probe.service, installed from the wheel by `make install`'s own script, and started."""
+    before = tracing_programs()
     [wheel] = PAYLOAD.glob("*.whl")
     pip = tmp_path_factory.mktemp("pip") / "pip"  # there is none in a guest; its dependencies are there
     pip.write_text(f'#!/bin/sh\nexec python3 -m zipfile -e {wheel} "$3"\n')
@@ -52,15 +59,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield "llmio-probe"
     run(*script, "uninstall", env=environ)
     assert not Path("/usr/local/bin/llmio-probe").exists()
+    wait_until(lambda: tracing_programs() == before, "programs are still loaded")
 
 
 def shown(service: str, name: str) -> str:
     return run("systemctl", "show", "--property", name, "--value", service).strip()
 
 
+def scrape() -> str:
+    """What the daemon does not give in ten seconds it does not give at all: an emulated one is asked again."""
+    deadline = time.monotonic() + HANG
+    while True:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=HANG) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            assert time.monotonic() < deadline, "no scrape came through"
+
+
 def served(device: str) -> Streams:
-    with urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=HANG) as answer:
-        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    families = {family.name: family for family in text_string_to_metric_families(scrape())}
     requests, size = (
         {
             tuple(sample.labels[label] for label in LABELS): sample.value
@@ -102,14 +120,16 @@ def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
     service: str, ext4_volume: Volume, live: Callable[..., Live]
 ) -> None:
     device = ext4_volume.disk.device
+    read = (WORKER, "read", "libaio", "direct", "weights")
+    written = (WORKER, "write", "posix", "writeback", "checkpoint")
+    once = {read: READS * BLOCK, written: WRITES * BLOCK}
     play(ext4_volume)
     run("systemctl", "reload", service)
+    wait_until(lambda: {key: size for key, (_, size) in served(device).items()} == once, "the first round is missing")
     before = served(device)
     session = live("--all", "--device", device)
     play(ext4_volume)
     expected = seen(session, device)
-    read = (WORKER, "read", "libaio", "direct", "weights")
-    written = (WORKER, "write", "posix", "writeback", "checkpoint")
     assert expected[read] == (READS, READS * BLOCK)
     assert expected[written][1] == WRITES * BLOCK
 
