@@ -118,13 +118,14 @@ def _graph(axes: Axes, panel: dict[str, Any], answers: list[Series]) -> None:
     axes.set_ylim(0, panel["fieldConfig"]["defaults"].get("max"))
     axes.yaxis.set_major_formatter(_formatted(unit))
     axes.grid(alpha=0.3)
-    for number, (series, color) in enumerate(zip(answers[:MOST_ROWS], shown, strict=False)):
+    columns = 2 if panel["gridPos"]["w"] >= 8 else 1
+    for number, (series, color) in enumerate(zip(answers[: columns * MOST_ROWS // 2], shown, strict=False)):
         said = f"{series.legend or '{}'}  mean {text(_mean(series), unit)}  max {text(max(series.values), unit)}"
         axes.text(
-            0.5 * (number % 2), -0.26 - 0.14 * (number // 2), f"— {said}", color=color, fontsize=6.5,
+            number % columns / columns, -0.26 - 0.14 * (number // columns), f"— {said}", color=color, fontsize=6.5,
             transform=axes.transAxes,
         )  # fmt: skip
-    if len(answers) > MOST_ROWS:
+    if len(answers) > columns * MOST_ROWS // 2:
         axes.text(1, -0.26, f"… {len(answers)} series", fontsize=6.5, ha="right", transform=axes.transAxes)
 
 
