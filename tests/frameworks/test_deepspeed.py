@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.frameworks.environment import Environment
-from tests.frameworks.harness import Seen, Workload, observe, task_io
+from tests.frameworks.harness import WORKLOADS, Seen, Workload, observe, task_io
+from tests.live.harness import watch
 from tests.live.system import Volume
 
 MIB = 1 << 20
@@ -98,6 +100,23 @@ def test_what_async_io_asked_for_is_told_from_what_the_disk_saw(swapped: Seen, v
         assert asked["wait_seconds"] > 0
         seen = swapped.watched.total("requests", pid=pid, op=op)
         assert seen == way.size // way.block * max(1, -(-way.block // largest))
+
+
+def test_a_command_on_the_hosts_own_disk_is_attributed_with_all_that_it_imports(frameworks: Environment) -> None:
+    """As a user would: not gated, and the kernel's, the interpreter's and everybody else's I/O beside it."""
+    way = WAYS["depth8"]
+    with tempfile.TemporaryDirectory(prefix="llmio-", dir="/var/tmp") as name:
+        folder = Path(name) / "zero_stage_3" / "bfloat16params" / "rank0"
+        folder.mkdir(parents=True)
+        variables = [f"{name}={value}" for name, value in {**frameworks.variables(), "RANK": "0"}.items()]
+        program = [frameworks.python, WORKLOADS / "deepspeed_aio.py", folder, json.dumps([list(vars(way).values())])]
+        watched = watch(["env", *variables, *program])
+    assert watched.status == 0, watched.stderr
+    found = watched.streams(worker="deepspeed-rank0", engine="libaio", path="direct", role="weights")
+    assert {s["op"]: s["bytes"] for s in found} == {"read": way.size, "write": way.size}
+    shares = watched.report["attribution"]
+    assert shares["unknown_bytes"] <= 0.01 * shares["data_bytes"]
+    assert shares["file_bytes"] >= 0.99 * shares["worker_bytes"]
 
 
 STEPS = 2

@@ -53,7 +53,7 @@ def check(report: Document) -> Document:
     jsonschema.validate(report, document.schema())
     a = report["accounting"]
     assert a["started"] == a["finished"] + a["merged"] + a["in_flight"] + a["expired"], a
-    assert report["losses"]["records_lost"] == 0
+    assert report["losses"]["records_lost"] == 0, report["losses"]
     return report
 
 
