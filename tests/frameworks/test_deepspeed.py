@@ -109,7 +109,12 @@ def test_a_command_on_the_hosts_own_disk_is_attributed_with_all_that_it_imports(
         folder = Path(name) / "zero_stage_3" / "bfloat16params" / "rank0"
         folder.mkdir(parents=True)
         variables = [f"{name}={value}" for name, value in {**frameworks.variables(), "RANK": "0"}.items()]
-        program = [frameworks.python, WORKLOADS / "deepspeed_aio.py", folder, json.dumps([list(vars(way).values())])]
+        program: list[str | Path] = [
+            frameworks.python,
+            WORKLOADS / "deepspeed_aio.py",
+            folder,
+            json.dumps([list(vars(way).values())]),
+        ]
         watched = watch(["env", *variables, *program])
     assert watched.status == 0, watched.stderr
     found = watched.streams(worker="deepspeed-rank0", engine="libaio", path="direct", role="weights")
