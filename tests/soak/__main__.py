@@ -31,8 +31,8 @@ GRACE_SECONDS = 10
 LOAD = ("--direct=1", "--rw=randread", "--bs=4k", "--blockalign=8k", "--ioengine=libaio", "--iodepth=32")
 WARM_UP = 0.25
 """The part of the time after which memory and series have to stay what they are: by then workers have gone, too."""
-GROWTH_ALLOWED = 2 << 20
-"""Bytes, over all the rest: what an allocator needs to and fro, not an amount a round."""
+GROWTH_ALLOWED = 4 << 20
+"""Bytes, over all the rest, and not a round: what the allocator goes to and fro where nothing grows."""
 FEWEST = 8
 """Samples after the warm-up; fewer, where the machine is slow, tell nothing about a trend."""
 

@@ -49,8 +49,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script = [PAYLOAD / "deploy" / "install.sh"]
     environ = {**os.environ, **settings, "PIP": str(pip)}
     run(*script, "install", env=environ)
-    config = Path("/etc/llmio-probe/llmio-probe.yaml")
-    config.write_text(config.read_text().replace("interval_seconds: 1.0", "interval_seconds: 0.2"))
     patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")  # what is emulated takes its time
     patience.parent.mkdir(parents=True)
     patience.write_text("[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
