@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import pytest
 
 from tests.frameworks.environment import Environment
-from tests.frameworks.harness import WORKLOADS, Seen, Workload, observe, task_io
-from tests.live.harness import watch
+from tests.frameworks.harness import PAGE, Seen, Workload, observe, task_io
 from tests.live.system import Volume
 
 MIB = 1 << 20
@@ -79,7 +77,8 @@ def test_each_way_of_async_io_is_seen_to_the_byte(swapped: Seen, name: str) -> N
     pid, path = told["pid"], told["path"]
     assert told["same"], "what was read back is not what was written"
     assert swapped.kinds(pid) == {READ: way.size, WRITE: way.size}
-    assert (told["io"]["read_bytes"], told["io"]["write_bytes"]) == (way.size, way.size)
+    # Beside this disk it may have read, from another, a page that the import left out, and written a line of a log.
+    assert all(way.size <= told["io"][f"{op}_bytes"] for op in ("read", "write"))
     assert Path(path).stat().st_size == way.size
     assert swapped.bytes_of(path) == {pid: (way.size, way.size)}
     assert swapped.entry(path)["role"] == "weights"
@@ -97,31 +96,12 @@ def test_what_async_io_asked_for_is_told_from_what_the_disk_saw(swapped: Seen, v
         asked = swapped.submissions(pid, op)
         assert (asked["engine"], asked["requests"], asked["bytes"]) == ("libaio", blocks, way.size)
         assert asked["calls"] == blocks if way.single else asked["calls"] <= blocks
-        assert asked["wait_seconds"] > 0
-        seen = swapped.watched.total("requests", pid=pid, op=op)
-        assert seen == way.size // way.block * max(1, -(-way.block // largest))
-
-
-def test_a_command_on_the_hosts_own_disk_is_attributed_with_all_that_it_imports(frameworks: Environment) -> None:
-    """As a user would: not gated, and the kernel's, the interpreter's and everybody else's I/O beside it."""
-    way = WAYS["depth8"]
-    with tempfile.TemporaryDirectory(prefix="llmio-", dir="/var/tmp") as name:
-        folder = Path(name) / "zero_stage_3" / "bfloat16params" / "rank0"
-        folder.mkdir(parents=True)
-        variables = [f"{name}={value}" for name, value in {**frameworks.variables(), "RANK": "0"}.items()]
-        program: list[str | Path] = [
-            frameworks.python,
-            WORKLOADS / "deepspeed_aio.py",
-            folder,
-            json.dumps([list(vars(way).values())]),
-        ]
-        watched = watch(["env", *variables, *program])
-    assert watched.status == 0, watched.stderr
-    found = watched.streams(worker="deepspeed-rank0", engine="libaio", path="direct", role="weights")
-    assert {s["op"]: s["bytes"] for s in found} == {"read": way.size, "write": way.size}
-    shares = watched.report["attribution"]
-    assert shares["unknown_bytes"] <= 0.01 * shares["data_bytes"]
-    assert shares["file_bytes"] >= 0.99 * shares["worker_bytes"]
+        # Larger ones are split; those that wait together for the disk are merged again.
+        assert swapped.watched.total("bytes", pid=pid, op=op) == asked["bytes"]
+        requests = swapped.watched.total("requests", pid=pid, op=op)
+        assert -(-way.size // largest) <= requests <= way.size // way.block * -(-way.block // PAGE)
+        if way.depth == 1:
+            assert requests >= blocks
 
 
 STEPS = 2
@@ -152,9 +132,11 @@ def zero(frameworks: Environment, volume: Volume, mode: str) -> Seen:
     for op in ("read", "write"):
         total = seen.watched.total("bytes", pid=pid, op=op)
         assert seen.told["io"][op] >= total  # from another disk it may have read a module that it imported late
-        if total:
+        direct = seen.watched.total("bytes", pid=pid, op=op, engine="libaio", path="direct")
+        assert direct >= 0.99 * total
+        if direct:
             asked = seen.submissions(pid, op)
-            assert (asked["engine"], asked["bytes"]) == ("libaio", total)
+            assert (asked["engine"], asked["bytes"]) == ("libaio", direct)
     return seen
 
 
@@ -177,20 +159,19 @@ def test_zero_inference_reads_every_parameter_at_each_pass(frameworks: Environme
     assert len(parameters) >= 5
     assert not optimizer
     pid = seen.told["pid"]
-    assert seen.ways(pid) == {READ}
     for path, size in parameters.items():
         read, written = seen.bytes_of(path)[pid]
         assert written == 0
         assert read in (STEPS * size, 2 * STEPS * size), path  # twice: the embedding, which is the last layer too
-    assert seen.by_role(pid) == {("read", "weights"): sum(seen.bytes_of(path)[pid][0] for path in parameters)}
+    direct = {s["op"]: s["bytes"] for s in seen.watched.streams(pid=pid, engine="libaio", role="weights")}
+    assert direct == {"read": sum(seen.bytes_of(path)[pid][0] for path in parameters)}
 
 
 def test_a_training_step_swaps_parameters_and_optimizer_state(frameworks: Environment, volume: Volume) -> None:
     seen = zero(frameworks, volume, "train")
     parameters, optimizer = check_files(seen)
     pid = seen.told["pid"]
-    assert seen.ways(pid) == {READ, WRITE}
-    assert {role for _, role in seen.by_role(pid)} == {"weights", "optimizer"}
+    assert {s["role"] for s in seen.watched.streams(pid=pid, engine="libaio")} == {"weights", "optimizer"}
     for path, size in parameters.items():
         read, written = seen.bytes_of(path)[pid]
         assert written == STEPS * size  # the updated parameter, once a step

@@ -247,7 +247,8 @@ class Observed:
         total = sum(self.transferred.values())
         assert (device["session_bytes"], device["others_bytes"]) == (total, 0)
         total *= device["layer"] == "disk"  # what an upper layer does counts on the disk below
-        assert (attribution["data_bytes"], attribution["file_bytes"], attribution["unknown_bytes"]) == (total, total, 0)
+        found = (attribution["data_bytes"], attribution["file_bytes"], attribution["unknown_bytes"])
+        assert found == (total, total, 0), (attribution, device)
         by_pid = {pid: (self._sum(pid, "read"), self._sum(pid, "write")) for pid in {f["pid"] for f in report["files"]}}
         for pid, (read, written) in by_pid.items():
             if pid is not None:
