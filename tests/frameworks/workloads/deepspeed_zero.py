@@ -63,8 +63,8 @@ def step() -> None:
 
 step()  # makes the files, the optimizer's too
 parameters = {p.ds_id: p.ds_numel * p.element_size() for p in engine.module.parameters()}
-gate(parameters=parameters)
+gate()
 for _ in range(steps):
     step()
-gate(sizes={str(path): path.stat().st_size for path in Path(folder).rglob("*.swp")})
+gate(parameters=parameters, sizes={str(path): path.stat().st_size for path in Path(folder).rglob("*.swp")})
 torch.distributed.destroy_process_group()
