@@ -110,7 +110,8 @@ def check_kv(seen: Seen, layers: int = LAYERS, batch: int = BATCH) -> None:
         assert seen.entry(path)["role"] == "kv_cache"
         assert not seen.entry(path)["shared_writers"]
     kv = [s for s in seen.watched.streams(role="kv_cache", op="write") if s["pid"] is not None]
-    assert {(s["pid"], s["engine"], s["path"]) for s in kv} == {(pid, "mmap", "writeback")}
+    assert {(s["pid"], s["path"]) for s in kv} == {(pid, "writeback")}
+    assert "mmap" in {s["engine"] for s in kv} <= {"mmap", "posix"}  # NumPy writes the header, a page of its own
 
 
 def check_flushed_kv(seen: Seen) -> None:
