@@ -67,7 +67,8 @@ def test_two_at_once_and_one_restarted(frameworks: Environment, volume: Volume) 
         assert told["same"]
         assert seen.kinds(told["pid"]) == {("read", "libaio", "direct"): SIZE, ("write", "libaio", "direct"): SIZE}
         assert seen.bytes_of(told["path"]) == {told["pid"]: (SIZE, SIZE)}
-        assert seen.worker(told["pid"])["worker"] == "deepspeed-rank0"
+        # Where the parent, which has the same rank, has read something meanwhile, the slot was its.
+        assert seen.worker(told["pid"])["worker"].removesuffix("#2") == "deepspeed-rank0"
     for path, size in seen.told["files"].items():
         assert seen.bytes_of(path)[seen.told["pid"]][1] == pages(size)
         assert seen.entry(path)["role"] == "weights"
