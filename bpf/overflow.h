@@ -9,6 +9,13 @@
 #ifndef LLMIO_OVERFLOW_H
 #define LLMIO_OVERFLOW_H
 
+/* Told last, when all has been added: whoever looks too early looks again. */
+static __always_inline void tell_reader(void)
+{
+	if (!control.overflowed)
+		control.overflowed = 1;
+}
+
 static __always_inline void add(__u64 *total, __u64 amount)
 {
 	__sync_fetch_and_add(total, amount);
@@ -78,6 +85,7 @@ static __always_inline void lose_request(__u32 device, __u64 op, __u32 requests,
 	if (requests)
 		add(&counts->lost_requests[op], requests);
 	add(&counts->lost_bytes[op], bytes);
+	tell_reader();
 }
 
 /* The totals of a key, made at first sight; NULL when there is no room. */
@@ -142,6 +150,7 @@ SUBPROGRAM int overflow_request(struct request_entry *entry, __u64 done_ns, __u3
 	totals->done_ns = done_ns;
 	COUNT_IN(totals->size_counts, entry->bytes, SIZE);
 	add_latencies(totals, entry, done_ns);
+	tell_reader();
 	return 0;
 }
 
@@ -169,6 +178,7 @@ SUBPROGRAM int overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
 		add(&lost->overflowed_parts, 1);
 	add(&totals->requests, 1);
 	add(&totals->bytes, bytes);
+	tell_reader();
 	return 0;
 }
 
@@ -234,6 +244,7 @@ SUBPROGRAM int overflow_call(struct call_record *record, __u32 ring)
 		add(&totals->wait_ns, later(record->end_ns, wait_since));
 		COUNT_IN(totals->wait_counts, later(record->end_ns, wait_since), LATENCY);
 	}
+	tell_reader();
 	return 0;
 }
 

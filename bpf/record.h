@@ -213,6 +213,8 @@ struct control {
 	__u32 rings_mask; /* of CPU numbers: which ring is a CPU's */
 	__u32 requests_ring_bytes; /* of each ring */
 	__u32 calls_ring_bytes;
+	__u32 overflowed; /* the overflow tables, or device_counts.lost, have changed; cleared by the reader before it looks */
+	__u32 reserved;
 };
 
 #define USER_TICK_NS 10000000ULL /* USER_HZ, the unit of /proc/PID/stat, is 100 on x86-64 and arm64 */

@@ -55,41 +55,24 @@ def _bytes(records: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class Overflow:
-    """All that did not come through the rings."""
+    """All that did not come through the rings. control: the memory shared with the programs, one CONTROL record."""
 
-    def __init__(self, requests: Table, calls: Table, losses: Table, device_counts: Table, slots: Table) -> None:
+    def __init__(self, requests: Table, calls: Table, device_counts: Table, slots: Table, control: Records) -> None:
         self._requests = OverflowTable(requests, OVERFLOW)
         self._calls = OverflowTable(calls, CALL_OVERFLOW)
-        self._losses = losses
         self._device_counts = device_counts
         self._slots = slots
-        self._counted = (0, 0, 0)
-        self._look_again = False
+        self._control = control
         self._lost: dict[int, NDArray[np.uint64]] = {}
 
     def read(self) -> tuple[Records, Records]:
-        """Requests and calls, OVERFLOW and CALL_OVERFLOW. Where nothing overflowed, it costs one system call."""
-        counted = self._count()
-        # What was counted when we looked may have been added up only in part by then.
-        if counted == self._counted and not self._look_again:
+        """Requests and calls, OVERFLOW and CALL_OVERFLOW. Where nothing overflowed, no table is asked: before 5.19 that
+        takes a right that the daemon may have given up. OSError then, where something did.
+        """
+        if not self._control["overflowed"][0]:
             return np.empty(0, OVERFLOW), np.empty(0, CALL_OVERFLOW)
-        self._look_again = counted != self._counted
-        self._counted = counted
-        requests, calls, lost = counted
-        found = [self._requests.read()] if requests else []
-        found += [self._unattributed()] if lost else []
-        return (
-            np.concatenate(found) if found else np.empty(0, OVERFLOW),
-            self._calls.read() if calls else np.empty(0, CALL_OVERFLOW),
-        )
-
-    def _count(self) -> tuple[int, int, int]:
-        values = self._losses.get(0)
-        assert values is not None
-        total = {name: int(values[name].sum()) for name in values.dtype.names or ()}
-        return (
-            total["overflowed_requests"] + total["overflowed_parts"], total["overflowed_calls"], total["lost_requests"],
-        )  # fmt: skip
+        self._control["overflowed"] = 0  # first: what is added meanwhile says so again
+        return np.concatenate([self._requests.read(), self._unattributed()]), self._calls.read()
 
     def _unattributed(self) -> Records:
         """What found no room in the table either: nobody's, of a device and op, without sizes and latencies."""

@@ -125,16 +125,16 @@ class Probe:
         self._slots = Table(libbpf, self._fd("device_slots"), u4, u4)
         self._counts = Table(libbpf, self._fd("device_counts"), u4, DEVICE_COUNTS, cpus)
         self._losses = Table(libbpf, self._fd("ring_losses"), u4, RING_LOSSES, cpus)
-        self._overflow = Overflow(
-            Table(libbpf, self._fd("overflow"), OVERFLOW_KEY, OVERFLOW_TOTALS),
-            Table(libbpf, self._fd("call_overflow"), CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
-            self._losses,
-            self._counts,
-            self._slots,
-        )
         self._seen = Table(libbpf, self._fd("seen"), PROCESS_KEY, u4)
         self._followed = Table(libbpf, self._fd("followed"), PROCESS_KEY, u4)
         self._control = np.frombuffer(mmap.mmap(self._fd(".data.control"), mmap.PAGESIZE), CONTROL, 1)
+        self._overflow = Overflow(
+            Table(libbpf, self._fd("overflow"), OVERFLOW_KEY, OVERFLOW_TOTALS),
+            Table(libbpf, self._fd("call_overflow"), CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
+            self._counts,
+            self._slots,
+            self._control,
+        )
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio

@@ -322,6 +322,8 @@ CONTROL = np.dtype(
         ("rings_mask", "u4"),
         ("requests_ring_bytes", "u4"),
         ("calls_ring_bytes", "u4"),
+        ("overflowed", "u4"),
+        ("reserved", "u4"),
     ]
 )
 

@@ -83,9 +83,9 @@ class Kernel:
         self.overflow = Overflow(
             Table(libbpf, fds["overflow"], OVERFLOW_KEY, OVERFLOW_TOTALS),
             Table(libbpf, fds["call_overflow"], CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
-            self.losses,
             Table(libbpf, fds["device_counts"], u4, DEVICE_COUNTS, cpus),
             self._slots,
+            control,
         )
         self._program = libbpf.number("bpf_program__fd", programs[b"push"])
         self._run = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_test_run_opts

@@ -12,10 +12,10 @@ from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.records import (
     CALL_OVERFLOW_KEY,
     CALL_OVERFLOW_TOTALS,
+    CONTROL,
     DEVICE_COUNTS,
     OVERFLOW_KEY,
     OVERFLOW_TOTALS,
-    RING_LOSSES,
     Op,
     OwnerKind,
 )
@@ -51,12 +51,11 @@ class Kernel:
     def __init__(self) -> None:
         self.requests = HandTable(OVERFLOW_KEY, OVERFLOW_TOTALS)
         self.calls = HandTable(CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS)
-        self.losses = HandTable("u4", RING_LOSSES, CPUS)
+        self.control = np.zeros(1, CONTROL)
         self.counts = HandTable("u4", DEVICE_COUNTS, CPUS)
         self.slots = HandTable("u4", np.dtype("u4"))
-        self.losses.at(0)
-        tables: Any = (self.requests, self.calls, self.losses, self.counts, self.slots)
-        self.overflow = Overflow(*tables)
+        parts: Any = (self.requests, self.calls, self.counts, self.slots, self.control)
+        self.overflow = Overflow(*parts)
 
     def request(self, tgid: int, bytes_: int, ring: int = 0) -> None:
         share = (0, 7, 0, 1, tgid, 1, 1, 1, 0)
@@ -65,7 +64,7 @@ class Kernel:
         totals["bytes"] += bytes_
         totals["size_counts"][0, 3] += 1
         totals["done_ns"] = 5
-        self.losses.at(0)["overflowed_requests"][ring] += 1
+        self.control["overflowed"] = 1
 
 
 @pytest.fixture
@@ -110,6 +109,7 @@ def test_a_total_read_amid_an_addition_is_right_at_the_next_look(kernel: Kernel)
     requests, _ = kernel.overflow.read()
     assert requests["bytes"].sum() == 0
     next(iter(kernel.requests.entries.values()))["bytes"] += 4096
+    kernel.control["overflowed"] = 1
     requests, _ = kernel.overflow.read()
     assert requests[["requests", "bytes"]].tolist() == [(0, 4096)]
 
@@ -129,7 +129,7 @@ def test_calls_are_added_up_too(kernel: Kernel) -> None:
     totals = kernel.calls.at((10**9, 11, 0, 1, 1, (0,) * 6))
     totals["records"], totals["read_bytes"] = 3, 300
     totals["calls"][0, 0] = 3
-    kernel.losses.at(0)["overflowed_calls"][1] += 3
+    kernel.control["overflowed"] = 1
     _, calls = kernel.overflow.read()
     assert calls[["owner_start_ns", "tgid", "records", "read_bytes"]].tolist() == [(10**9, 11, 3, 300)]
     assert calls["calls"].tolist() == [[3, 0, 0]]
@@ -140,7 +140,7 @@ def test_what_found_no_room_even_there_is_its_devices_and_nobodys(kernel: Kernel
     counts = kernel.counts.at(4)
     counts["lost_requests"][0, Op.WRITE], counts["lost_bytes"][0, Op.WRITE] = 2, 8192
     counts["lost_requests"][1, Op.WRITE], counts["lost_bytes"][1, Op.WRITE] = 1, 512
-    kernel.losses.at(0)["lost_requests"][0] += 3
+    kernel.control["overflowed"] = 1
     [row] = kernel.overflow.read()[0]
     assert (row["device"], row["op"], row["owner"]) == (DISK, Op.WRITE, OwnerKind.UNKNOWN)
     assert (row["requests"], row["bytes"]) == (3, 8704)
