@@ -16,8 +16,12 @@ static __always_inline void tell_reader(void)
 		control.overflowed = 1;
 }
 
+/* A number that LLVM knows nothing of, so that it leaves no check of it out, which the verifier has to see. */
+#define OPAQUE(number) asm volatile("" : "+r"(number))
+
 static __always_inline void add(__u64 *total, __u64 amount)
 {
+	OPAQUE(amount); /* of adding 0 LLVM makes an atomic or, which came with 5.12 */
 	__sync_fetch_and_add(total, amount);
 }
 
@@ -53,9 +57,6 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 		n = last + 1;
 	return n - first;
 }
-
-/* The verifier has to see that an index is checked, which LLVM leaves out where it knows better. */
-#define OPAQUE(index) asm volatile("" : "+r"(index))
 
 #define COUNT_IN(buckets, value, name)                                                               \
 	do {                                                                                         \
@@ -186,8 +187,7 @@ static __always_inline void add_call_op(struct call_overflow_totals *totals, __u
 					__u64 submit_ns)
 {
 	add(&totals->calls[op], 1);
-	if (count) /* else LLVM makes an atomic or of it, which came with 5.12 */
-		add(&totals->requests[op], count);
+	add(&totals->requests[op], count);
 	add(&totals->submit_ns[op], of ? submit_ns * count / of : submit_ns);
 }
 
