@@ -67,7 +67,7 @@ lint: setup-dev ## ruff and mypy
 dashboards: setup-dev ## write grafana/dashboards/*.json anew, from the code beside them
 	.venv/bin/python -m grafana
 
-bench: setup-dev ## measure what DESIGN promises beside other tools; writes docs/bench.md (root)
+bench: setup-dev ## measure what it costs, beside other tools; writes docs/bench.md (root)
 	.venv/bin/python -m tests.bench
 
 soak: setup-dev ## the daemon for an hour under load that comes and goes; MINUTES=1 for a short one (root)

@@ -7,6 +7,7 @@
 #   PIP         the pip that installs, with its options
 #   INTERPRETER what the program runs with
 set -eu
+umask 022 # the service's account reads it
 cd "$(dirname "$0")/.."
 
 packages=$PREFIX/lib/llmio-probe
@@ -33,7 +34,7 @@ install_all() {
     rm -rf "$DESTDIR$packages"
     mkdir -p "$DESTDIR$packages" "$DESTDIR$PREFIX/bin"
     # shellcheck disable=SC2086 # words
-    $PIP --no-compile --target "$DESTDIR$packages" .
+    $PIP --no-compile --target "$DESTDIR$packages" '.[web]'
     rm -rf "$DESTDIR$packages/bin"
     "$INTERPRETER" -m compileall -q -s "$DESTDIR" -p / "$DESTDIR$packages" # a service may not write there later
     cat >"$DESTDIR$program" <<END
@@ -57,6 +58,7 @@ END
         done
     done
     manager daemon-reload
+    manager try-restart llmio-probe
     echo "installed; next: systemctl enable --now llmio-probe (its configuration is $config/llmio-probe.yaml)"
 }
 

@@ -41,7 +41,6 @@ from llmio_probe.pipeline import Pipeline
 from llmio_probe.rights import Capability
 from llmio_probe.single import only_daemon
 from llmio_probe.systemd import Manager, log_to
-from llmio_probe.text import escape
 
 COST_SECONDS = 2.0
 """For how long, at start, the kernel times our programs; timing them costs, too."""
@@ -165,8 +164,10 @@ class Exporter:
             kept = rights.FOR_LIFE | {Capability.BPF}
         rights.hold(kept)
         rights.seal()
-        if not os.access(self._path, os.R_OK):
-            log.warning("user id %d may not read %s: a reload will not work", os.geteuid(), escape(self._path))
+        try:
+            load_access(load(self._path).web_config)
+        except ProbeError as error:
+            log.warning("as user id %d a reload will not work: %s", os.geteuid(), error)
         if missing := kept - rights.effective():
             log.warning("without %s, workers of other users have no framework and no rank", rights.names(missing))
 

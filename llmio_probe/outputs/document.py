@@ -1,4 +1,4 @@
-"""The `--json` document of a session: rows in, one dict out, shaped as summary.schema.json and DESIGN.md promise.
+"""The `--json` document of a session: rows in, one dict out, shaped as summary.schema.json promises.
 
 It is the one source of truth about a session: the summary for people is made from it and from nothing else. So no
 presentation goes in here, and no number that the document does not hold.

@@ -1,4 +1,4 @@
-"""Every Prometheus metric in one table: name, type, labels, help and buckets, as DESIGN.md promises them.
+"""Every Prometheus metric in one table: name, type, labels, help and buckets.
 
 Declarations only; prometheus.py fills them. Adding or renaming one changes what users have in dashboards and alerts.
 
@@ -215,7 +215,8 @@ PROGRAM_COST = Metric(
     "llmio_program_cost_seconds",
     "gauge",
     ("program",),
-    "Mean time of one run of a BPF program, measured for two seconds at start: what the probe costs each event.",
+    "Mean time of one run of a BPF program, what the probe costs each event: measured for two seconds at start, or all "
+    "the time if the configuration asks.",
 )
 WORKER_INFO = Metric(
     "llmio_worker_info",
@@ -288,4 +289,4 @@ METRICS = (
     RING_PEAK,
     BUILD_INFO,
 )
-"""In the order of the exposition, which is that of DESIGN.md."""
+"""In the order of the exposition."""

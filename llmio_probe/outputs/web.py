@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from llmio_probe.outputs.web_config import Access
+from llmio_probe.outputs.web_config import Access, BusyError
 
 CONNECTIONS = 16
 """At once. Prometheus holds one, for as long as a scrape takes."""
@@ -194,8 +194,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         users = self.server.access.users
-        if users is not None and not users.allow(self.headers.get("Authorization")):
-            self._send(HTTPStatus.UNAUTHORIZED, "text/plain", b"who are you?\n", ("WWW-Authenticate", "Basic"))
+        try:
+            allowed = users is None or users.allow(self.headers.get("Authorization"))
+        except BusyError:
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"busy: ask again\n", ("Retry-After", "1"))
+            return
+        if not allowed:
+            who = ("WWW-Authenticate", 'Basic realm="llmio-probe"')
+            self._send(HTTPStatus.UNAUTHORIZED, "text/plain", b"who are you?\n", who)
             return
         path = urlsplit(self.path).path
         if path == "/metrics":

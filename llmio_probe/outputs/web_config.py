@@ -45,6 +45,10 @@ class Access:
         return "http" if self.tls is None else "https"
 
 
+class BusyError(Exception):
+    """Another password is being checked."""
+
+
 class Users:
     """Checks what a request says of itself. A bcrypt hash takes 50 ms and more, so what was right is remembered."""
 
@@ -55,10 +59,11 @@ class Users:
         self._some_hash = next(iter(hashes.values()))
         self._key = os.urandom(32)
         self._right: set[bytes] = set()
-        self._one_at_a_time = threading.Lock()  # whoever tries many passwords gets one CPU at most
+        # Whoever tries many passwords gets one CPU at most, and no connections that wait for it.
+        self._one_at_a_time = threading.Lock()
 
     def allow(self, authorization: str | None) -> bool:
-        """The value of the header: "Basic " and name:password in base64."""
+        """The value of the header: "Basic " and name:password in base64. BusyError where it cannot be checked now."""
         scheme, _, encoded = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
             return False
@@ -73,8 +78,12 @@ class Users:
         if mark in self._right:
             return True
         known = self._hashes.get(name.decode(errors="replace"))
-        with self._one_at_a_time:
+        if not self._one_at_a_time.acquire(blocking=False):
+            raise BusyError
+        try:
             right = self._check(password[:72], known or self._some_hash) and known is not None  # bcrypt's limit
+        finally:
+            self._one_at_a_time.release()
         if right and len(self._right) < _REMEMBERED:
             self._right.add(mark)
         return right
@@ -145,7 +154,7 @@ def _bcrypt(name: str) -> CheckPassword:
         import bcrypt
     except ImportError:
         raise ProbeError(
-            f"{name}: basic_auth_users needs the Python package bcrypt: pip install 'llmio-probe[web]'"
+            f"{name}: basic_auth_users needs the Python package bcrypt (on Debian and Ubuntu python3-bcrypt)"
         ) from None
     check: CheckPassword = bcrypt.checkpw
     return check

@@ -1,4 +1,4 @@
-"""Measures what DESIGN promises: python -m tests.bench [--quick]. Root, the real kernel, fio, bpftrace.
+"""What llmio-probe costs: python -m tests.bench [--quick]. Root, the real kernel, fio, bpftrace.
 
 Prints one Markdown table, ours beside other tools on the same job, and puts it into docs/bench.md, its most telling
 rows into README. Absolute figures live there, never in a test. --quick measures everything once and short, so that none

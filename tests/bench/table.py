@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Goal:
-    """What DESIGN or an issue promises of a median."""
+    """What was promised of a median."""
 
     bound: Literal["≤", "≥"]
     limit: float

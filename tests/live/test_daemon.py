@@ -32,7 +32,7 @@ NAMES = {
     "process_cpu_seconds_total", "process_resident_memory_bytes", "process_virtual_memory_bytes",
     "process_start_time_seconds", "process_open_fds", "process_max_fds",
 }  # fmt: skip
-"""The names of DESIGN.md, and what any exporter tells of its own process."""
+"""The names that are promised (docs/metrics.md), and what any exporter tells of its own process."""
 
 
 def test_the_counters_are_fios(daemon: Callable[..., Daemon], loop_disk: Disk, tmp_path: Path) -> None:

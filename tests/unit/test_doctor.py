@@ -310,7 +310,7 @@ def test_only_symbols_that_every_kernel_has_are_missed(
 
 
 def test_the_apps_view(host: Make) -> None:
-    assert finding("app's view", host(tracefs=False)).state == "fail"  # a session with --no-calls would work
+    assert finding("app's view", host(tracefs=False)).state == "warn"  # a session works without it
     assert "--no-calls" in finding("app's view", host(tracefs=False)).helps
     found = finding("app's view", host(tracepoints=frozenset()))
     assert (found.state, found.found) == ("warn", "0 of 1 syscall tracepoints")

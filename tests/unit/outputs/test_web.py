@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from llmio_probe.outputs.web import REQUEST_BYTES, MetricsServer
-from llmio_probe.outputs.web_config import Access, Users, load_access
+from llmio_probe.outputs.web_config import Access, BusyError, Users, load_access
 
 HANG = 30
 SECONDS = 1.0
@@ -305,3 +305,28 @@ def test_who_may_scrape_can_be_exchanged_while_it_serves(serve: Serve) -> None:
     assert ask(server)[0] == 200
     server.access = Access(users=Users({"a": b"H"}, lambda password, hashed: False))
     assert ask(server)[0] == 401
+
+
+def test_who_tries_passwords_keeps_nobody_waiting() -> None:
+    """One is checked at a time; meanwhile who is known is let in, and all others are told to ask again."""
+    checking, go_on = threading.Event(), threading.Event()
+
+    def check(password: bytes, hashed: bytes) -> bool:
+        if password == b"slow":
+            checking.set()
+            assert go_on.wait(10)
+        return password == b"right"
+
+    users = Users({"prometheus": b"hash"}, check)
+    assert users.allow(basic("prometheus", "right"))
+    guesser = threading.Thread(target=users.allow, args=(basic("prometheus", "slow"),))
+    guesser.start()
+    try:
+        assert checking.wait(10)
+        assert users.allow(basic("prometheus", "right"))
+        with pytest.raises(BusyError):
+            users.allow(basic("prometheus", "another"))
+    finally:
+        go_on.set()
+        guesser.join()
+    assert not users.allow(basic("prometheus", "another"))

@@ -89,9 +89,9 @@ def test_a_missing_file_is_one_sentence(file: Path) -> None:
         load_access(str(file))
 
 
-def test_without_bcrypt_the_extra_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bcrypt_the_package_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bcrypt", None)
-    with pytest.raises(ProbeError, match=r"needs the Python package bcrypt: pip install 'llmio-probe\[web\]'$"):
+    with pytest.raises(ProbeError, match=r"needs the Python package bcrypt \(on Debian and Ubuntu python3-bcrypt\)$"):
         load(f"basic_auth_users: {{a: {HASH}}}")
 
 
