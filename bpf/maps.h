@@ -8,7 +8,7 @@
 
 /*
  * Rings of requests and of calls are one for each CPU, or for each few: a ring has one lock, and with 52 CPUs on it the
- * kernel's own benchmark falls from 11 to 2 M/s. The loader makes them (loading.py), of 10 MiB in all.
+ * kernel's own benchmark falls from 11 to 2 M/s. The loader makes them (loading.py), of 10 MiB in all, 12 from 33 CPUs on.
  */
 #define RINGS_MAX 64
 #define PROCESSES_RING_BYTES (256 << 10) /* 4,096 new processes between two reads */
@@ -35,9 +35,11 @@
 #define WRITERS_MAX 16384
 /* Before 6.5, bios whose requests have not been seen yet: no more than there are requests, set by the loader. */
 #define MADE_BIOS_MAX 1
-/* Owners, files, devices and ops whose requests were added up because rings were full, each for the CPUs of a ring. */
+/*
+ * Owners, files, devices and ops whose requests were added up because rings were full, each for the CPUs of a ring: 4,096
+ * at least, and 256 a ring. Of calls a quarter of that. The loader sets them; entries are never given back.
+ */
 #define OVERFLOW_MAX 4096
-/* The same of calls. */
 #define CALL_OVERFLOW_MAX 1024
 /* Bios that merged into requests in flight: 32 MiB of them if each is 4 KiB. Of one that falls out, nothing is known. */
 #define BIOS_MAX 8192

@@ -60,7 +60,7 @@ static __always_inline struct request_record *new_record(__u32 index, const stru
 static __always_inline void submit(struct request_record *record, __u32 index)
 {
 	bpf_ringbuf_submit(record, WAKEUP_FLAG(requests_rings, index, control.requests_ring_bytes, control.requests_woken,
-					       record->done_ns ^ record->inode));
+					       record->done_ns ? record->done_ns : bpf_ktime_get_ns()));
 }
 
 #endif

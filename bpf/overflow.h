@@ -72,20 +72,20 @@ static __always_inline __u64 later(__u64 end, __u64 start)
 }
 
 /* No room in the table either. */
-static __always_inline void lose_request(__u32 device, __u64 op, __u32 requests, __u32 bytes)
+static __always_inline void lose_request(__u32 device, __u64 op, __u32 requests, __u32 bytes, __u32 request_bytes)
 {
 	__u32 *slot = bpf_map_lookup_elem(MAP(device_slots), &device);
 	struct device_counts *counts = counts_of(slot ? *slot : 0); /* claimed when the request began */
 	struct ring_losses *lost = losses();
 
 	if (lost)
-		add(&lost->lost_requests, 1);
+		add(&lost->lost_records, 1);
 	OPAQUE(op);
 	if (!counts || op >= OPS)
 		return;
-	if (requests)
-		add(&counts->lost_requests[op], requests);
+	add(&counts->lost_requests[op], requests);
 	add(&counts->lost_bytes[op], bytes);
+	add(&counts->lost_request_bytes[op], request_bytes);
 	tell_reader();
 }
 
@@ -138,7 +138,7 @@ SUBPROGRAM int overflow_request(struct request_entry *entry, __u64 done_ns, __u3
 	key.ring = ring;
 	totals = totals_of(&key);
 	if (!totals) {
-		lose_request(entry->device, entry->op, 1, entry->bytes - entry->part_bytes);
+		lose_request(entry->device, entry->op, 1, entry->bytes - entry->part_bytes, entry->bytes);
 		return 0;
 	}
 	lost = losses();
@@ -148,7 +148,8 @@ SUBPROGRAM int overflow_request(struct request_entry *entry, __u64 done_ns, __u3
 	add(&totals->bytes, entry->bytes - entry->part_bytes);
 	add(&totals->request_bytes, entry->bytes);
 	add(&totals->requeues, entry->issues > 1 ? entry->issues - 1 : 0);
-	totals->done_ns = done_ns;
+	if (done_ns) /* not an expired one's */
+		totals->done_ns = done_ns;
 	COUNT_IN(totals->size_counts, entry->bytes, SIZE);
 	add_latencies(totals, entry, done_ns);
 	tell_reader();
@@ -160,7 +161,6 @@ SUBPROGRAM int overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
 {
 	struct overflow_totals *totals;
 	struct overflow_key key = {};
-	struct ring_losses *lost;
 
 	if (!walk)
 		return 0;
@@ -171,14 +171,12 @@ SUBPROGRAM int overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
 	key.ring = ring;
 	totals = totals_of(&key);
 	if (!totals) {
-		lose_request(walk->device, walk->op, 0, bytes);
+		lose_request(walk->device, walk->op, 0, bytes, 0);
 		return 0;
 	}
-	lost = losses();
-	if (lost)
-		add(&lost->overflowed_parts, 1);
 	add(&totals->requests, 1);
 	add(&totals->bytes, bytes);
+	totals->done_ns = bpf_ktime_get_ns();
 	tell_reader();
 	return 0;
 }

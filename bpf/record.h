@@ -179,14 +179,14 @@ struct device_counts {
 	__u64 untracked; /* starts that found no room in the request table */
 	__u64 lost_requests[OPS]; /* finished, and of which nothing else is known: overflowed, and no room there either */
 	__u64 lost_bytes[OPS];
+	__u64 lost_request_bytes[OPS]; /* whole requests', though parts of them may be known */
 };
 
 /* Records that found no room in their ring, per CPU: in the overflow tables, or not even there. */
 struct ring_losses {
 	__u64 overflowed_requests;
-	__u64 overflowed_parts;
 	__u64 overflowed_calls;
-	__u64 lost_requests; /* in device_counts, parts too */
+	__u64 lost_records; /* of requests and parts: in device_counts */
 	__u64 lost_calls;
 	__u64 processes; /* tried again at the next request of that process */
 	__u64 files;	 /* tried again at the next request for that file */

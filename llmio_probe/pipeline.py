@@ -54,9 +54,9 @@ class Pipeline:
         batch = self._source.read()
         self._identity.observe(batch.processes)
         self._files.observe(batch.files, batch.processes)
+        self._count_overflow(batch)
         self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
-        self._count_overflow(batch)
         records = len(batch.requests) + len(batch.calls)
         # Five looks a second while there is load, down to one when there is none.
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
@@ -75,7 +75,9 @@ class Pipeline:
         self._series.add_combined(batch, owners, roles, files)
 
     def _count_overflow(self, batch: Batch) -> None:
-        """Behind the requests with records: those came first into the rings."""
+        """Before the requests with records: how long a device was busy with these is counted from the last end that was
+        known before, and another ring may have records until now.
+        """
         if len(totals := batch.overflow):
             if self._devices is not None:
                 totals = totals[np.isin(totals["device"], self._devices)]

@@ -21,7 +21,10 @@ STAGES: tuple[Stage, ...] = ("queue", "device", "total")
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one distribution, in its own unit. Sizes are exact; latencies are at most 1/64 above the true value."""
+    """Of one distribution, in its own unit. Sizes are exact; latencies are at most 1/64 above the true value.
+
+    Of a stream that is not exact, all are upper edges of buckets: up to twice the true value, unknown above 2^35 ns.
+    """
 
     p50: float
     p90: float

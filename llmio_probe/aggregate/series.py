@@ -148,6 +148,8 @@ class Series:
             totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], rows, key, device, op
         )
         self._streams.add("added_up", rows, sums["requests"])
+        # What found no room in the kernel's tables either has no sizes.
+        self._streams.add("size_sum", rows, np.where(totals["size_counts"].any(axis=1), sums["request_bytes"], 0))
         np.add.at(self._streams["size"], rows, totals["size_counts"].astype(np.int64))
         self._devices.add_at("in_flight", device, op, sums["total_ns"])
         for stage in STAGES:
@@ -202,6 +204,7 @@ class Series:
     def _add_whole(self, samples: Records, counts: Ints, rows: Ints, key: Ints, device: Ints, op: Ints) -> None:
         size = samples["request_bytes"].astype(np.int64)
         self._add_counts(samples["status"], counts, size * counts, samples["requeues"] * counts, rows, key, device, op)
+        self._streams.add("size_sum", rows, size * counts)
         self._streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
         if self._detail:
             self._sizes.add("requests", self._sizes.find(rows << 32 | size), counts)
@@ -213,7 +216,6 @@ class Series:
         """What is the same for requests with records and without; request_bytes and requeues are sums."""
         streams = self._streams
         streams.add("requests", rows, requests)
-        streams.add("size_sum", rows, request_bytes)
         streams.add("requeues", rows, requeues)
         failed = status != 0
         if failed.any():

@@ -60,7 +60,9 @@ def load(libbpf: Libbpf, options: ProbeOptions) -> Loaded:
             if options.wants(name, opened.sections[program])
         }
         addresses = addresses_of(opened.symbols)
-        maps, rings = _create_maps(libbpf, opened, map_sizes(options, variant.plain, variant.starts_with_bio), stack)
+        cpus = libbpf.number("libbpf_num_possible_cpus")
+        sizes = map_sizes(options, variant.plain, variant.starts_with_bio, cpus)
+        maps, rings = _create_maps(libbpf, opened, sizes, cpus, stack)
         flags = compiler_flags(
             source_folder(),
             {name: loaded.fd for name, loaded in maps.items()},
@@ -164,12 +166,12 @@ def _warnings(missing: Sequence[str], options: ProbeOptions) -> list[str]:
 
 
 def _create_maps(
-    libbpf: Libbpf, opened: ProbeObject, sizes: Mapping[str, int], stack: ExitStack
+    libbpf: Libbpf, opened: ProbeObject, sizes: Mapping[str, int], cpus: int, stack: ExitStack
 ) -> tuple[dict[str, LoadedMap], dict[str, list[LoadedMap]]]:
     """The maps, and the rings in some of them."""
     maps = {}
     try:
-        rings = make_rings(libbpf, libbpf.number("libbpf_num_possible_cpus"), stack)
+        rings = make_rings(libbpf, cpus, stack)
     except OSError as error:
         raise ProbeError(f"the BPF rings cannot be made ({error.strerror}): run as root") from None
     for name, item in opened.maps.items():

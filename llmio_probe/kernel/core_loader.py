@@ -53,7 +53,8 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         }
         for program in opened.programs.keys() - wanted.values():
             libbpf.number("bpf_program__set_autoload", opened.programs[program], False)
-        for name, entries in map_sizes(options, variant.plain, variant.starts_with_bio).items():
+        cpus = libbpf.number("libbpf_num_possible_cpus")
+        for name, entries in map_sizes(options, variant.plain, variant.starts_with_bio, cpus).items():
             libbpf.number("bpf_map__set_max_entries", opened.maps[name], entries)
         addresses = addresses_of(opened.symbols)
         _set_symbols(opened, addresses)
@@ -61,7 +62,7 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         if not whole:
             do_without_module_types()
         try:
-            rings = make_rings(libbpf, libbpf.number("libbpf_num_possible_cpus"), stack)
+            rings = make_rings(libbpf, cpus, stack)
             for name, each in rings.items():
                 libbpf.number("bpf_map__set_max_entries", opened.maps[name], len(each))
                 libbpf.number("bpf_map__set_inner_map_fd", opened.maps[name], each[0].fd)

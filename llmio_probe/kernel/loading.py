@@ -132,10 +132,10 @@ class ProbeObject:
 
 
 RINGS = {"requests_rings": 8 << 20, "calls_rings": 2 << 20}
-"""Maps of rings, and the bytes of their rings together: 87,381 requests, 26,214 calls (at depth 1, two a request).
+"""Maps of rings, and the bytes of their rings together: 87,381 requests, 26,214 calls (at depth 1, two a request);
+from 33 CPUs on more, since no ring is smaller than RING_LEAST_BYTES.
 
-A reader is woken when any ring is half full: at 250,000 requests/s from one CPU of
-two after 0.09 s."""
+A reader is woken when any ring is half full: at 250,000 requests/s from one CPU of two after 0.09 s."""
 RINGS_MAX = 64  # bpf/maps.h
 RING_LEAST_BYTES = 64 << 10
 """The largest page of any machine: a ring is a whole number of pages, and a power of two."""
@@ -172,9 +172,17 @@ def fill_rings(libbpf: Libbpf, outer: int, rings: Sequence[LoadedMap]) -> None:
         libbpf.number("bpf_map_update_elem", outer, ctypes.byref(key), ctypes.byref(value), 0)
 
 
-def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool) -> dict[str, int]:
+OVERFLOW_LEAST = 4096  # bpf/maps.h
+OVERFLOW_A_RING = 256
+"""Combinations of owner, file, op and so on for which there is room, where each is seen on every CPU."""
+
+
+def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool, cpus: int) -> dict[str, int]:
     """Entries of the maps whose size depends on the host or on what is asked for."""
+    overflow = max(OVERFLOW_LEAST, OVERFLOW_A_RING * ring_count(cpus))
     return {
+        "overflow": overflow,
+        "call_overflow": overflow // 4,
         **({} if options.follow else {"followed": 1}),
         "requests": 1 << (options.request_entries - 1).bit_length() if plain else 1,  # found by a mask
         "displaced_requests": options.request_entries,

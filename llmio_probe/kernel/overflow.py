@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.records import CALL_OVERFLOW, OVERFLOW, Op, OwnerKind, Records
 from llmio_probe.kernel.tables import Table
 
@@ -63,16 +64,24 @@ class Overflow:
         self._device_counts = device_counts
         self._slots = slots
         self._control = control
+        self._again = False
         self._lost: dict[int, NDArray[np.uint64]] = {}
 
     def read(self) -> tuple[Records, Records]:
         """Requests and calls, OVERFLOW and CALL_OVERFLOW. Where nothing overflowed, no table is asked: before 5.19 that
-        takes a right that the daemon may have given up. OSError then, where something did.
+        takes CAP_BPF, and where nobody looks nobody needs it. ProbeError then, where something did overflow.
         """
-        if not self._control["overflowed"][0]:
+        changed = bool(self._control["overflowed"][0])
+        if not changed and not self._again:
             return np.empty(0, OVERFLOW), np.empty(0, CALL_OVERFLOW)
         self._control["overflowed"] = 0  # first: what is added meanwhile says so again
-        return np.concatenate([self._requests.read(), self._unattributed()]), self._calls.read()
+        self._again = changed  # and once more, for what another CPU was just about to say (arm64 may say it late)
+        try:
+            return np.concatenate([self._requests.read(), self._unattributed()]), self._calls.read()
+        except OSError as error:
+            raise ProbeError(
+                f"what found no room in the rings cannot be read ({error.strerror}): before Linux 5.19 give CAP_BPF"
+            ) from None
 
     def _unattributed(self) -> Records:
         """What found no room in the table either: nobody's, of a device and op, without sizes and latencies."""
@@ -86,13 +95,14 @@ class Overflow:
             values = self._device_counts.get(slot)
             if values is None:
                 continue
-            lost = np.array([values["lost_requests"].sum(axis=0), values["lost_bytes"].sum(axis=0)])
+            names = ("requests", "bytes", "request_bytes")
+            lost = np.array([values[f"lost_{name}"].sum(axis=0) for name in names])
             new = lost - self._lost.get(device, np.zeros_like(lost))
             self._lost[device] = lost
             for op in np.flatnonzero(new.any(axis=0)).tolist():
                 row = np.zeros(1, OVERFLOW)
                 row["device"], row["op"], row["owner"] = device, Op(op), OwnerKind.UNKNOWN
-                row["requests"], row["bytes"] = new[:, op]
-                row["request_bytes"] = row["bytes"]
+                for name, amount in zip(names, new[:, op], strict=True):
+                    row[name] = amount
                 rows.append(row)
         return np.concatenate(rows) if rows else np.empty(0, OVERFLOW)

@@ -264,7 +264,7 @@ class Probe:
         return ProbeState(
             [self._device(int(device), int(slot), in_flight) for device, slot in self._device_slots()],
             Losses(
-                losses["lost_requests"], losses["lost_calls"], losses["processes"],
+                losses["lost_records"], losses["lost_calls"], losses["processes"],
                 {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
                 losses["files"], losses["overflowed_requests"], losses["overflowed_calls"],
             ),

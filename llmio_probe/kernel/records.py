@@ -164,15 +164,15 @@ DEVICE_COUNTS = np.dtype(
         ("untracked", "u8"),
         ("lost_requests", "u8", (len(Op),)),
         ("lost_bytes", "u8", (len(Op),)),
+        ("lost_request_bytes", "u8", (len(Op),)),
     ]
 )
 
 RING_LOSSES = np.dtype(
     [
         ("overflowed_requests", "u8"),
-        ("overflowed_parts", "u8"),
         ("overflowed_calls", "u8"),
-        ("lost_requests", "u8"),
+        ("lost_records", "u8"),
         ("lost_calls", "u8"),
         ("processes", "u8"),
         ("files", "u8"),

@@ -48,4 +48,4 @@ class ProbeState:
     kernel_memory_bytes: dict[str, int]
     program_cost_seconds: dict[str, float]
     ring_peak_ratio: dict[str, float] = field(default_factory=dict)
-    """How full a reader has found the fullest ring of each kind, at most: at 1 records were added up instead."""
+    """How full a reader has found the fullest ring of each kind, at most: near 1, records were added up instead."""

@@ -224,7 +224,7 @@ def _trust(document: Document) -> str:
     warnings = [
         f"{count:,} {text}"
         for count, text in (
-            (losses["records_lost"], "records were lost: the figures above are too low."),
+            (losses["records_lost"], "records found no room anywhere: requests count as nobody's, calls not at all."),
             (losses["overflowed_requests"], "requests were only counted: totals are exact, percentiles are not."),
             (losses["missed_probes"], "runs of our programs were skipped by the kernel."),
             (

@@ -109,7 +109,7 @@ class Kernel:
     def lost(self) -> int:
         values = self.losses.get(0)
         assert values is not None
-        return int(values["lost_requests"].sum())
+        return int(values["lost_records"].sum())
 
 
 @pytest.fixture(scope="module")

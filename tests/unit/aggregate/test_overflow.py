@@ -185,6 +185,8 @@ def test_what_has_no_buckets_counts_all_the_same(series: Series) -> None:
     assert (stream.requests, stream.bytes, stream.exact, stream.size_bytes) == (3, 9000, False, None)
     [use] = series.device_use()
     assert (use.requests, use.bytes) == (3, 9000)
+    [distributions] = series.request_distributions()
+    assert (distributions.size_bytes.count, distributions.size_bytes.sum) == (0, 0)
 
 
 def test_calls_count_as_their_records_would() -> None:
@@ -224,3 +226,14 @@ def test_a_device_was_busy_for_as_long_as_requests_were_under_way_or_time_went_b
     assert time.nanoseconds == busy
     time.add_total(under_way, 20 * MS)  # another ring's, at the same time
     assert time.nanoseconds == busy
+
+
+def test_a_full_rings_time_is_not_hidden_by_another_rings_records(series: Series) -> None:
+    """Totals are counted first: a second ring has a record until now, and was not busy all the time."""
+    before = requests(1, made_ns=9 * MS, issued_ns=9 * MS, done_ns=10 * MS)
+    series.add_requests(before, owned(before))
+    rows = added_up(requests(32, made_ns=10 * MS, issued_ns=10 * MS, done_ns=110 * MS))
+    series.add_overflow(rows, owned(rows))
+    beside = requests(1, made_ns=108 * MS, issued_ns=109 * MS, done_ns=110 * MS)
+    series.add_requests(beside, owned(beside))
+    assert series.device_busy_seconds() == {DISK: pytest.approx(0.101)}

@@ -45,17 +45,25 @@ def test_only_the_programs_for_what_is_asked_are_wanted(calls: bool, follow: boo
 
 @pytest.mark.parametrize(("entries", "places"), [(1, 1), (2, 2), (4096, 4096), (4097, 8192), (131072, 131072)])
 def test_the_array_of_requests_has_a_power_of_two_of_places(entries: int, places: int) -> None:
-    sizes = map_sizes(ProbeOptions(entries, follow=True), plain=True, starts_with_bio=False)
-    assert sizes == {"requests": places, "displaced_requests": entries, "made_bios": 1}
+    sizes = map_sizes(ProbeOptions(entries, follow=True), plain=True, starts_with_bio=False, cpus=1)
+    assert {name: sizes[name] for name in ("requests", "displaced_requests", "made_bios")} == {
+        "requests": places, "displaced_requests": entries, "made_bios": 1,
+    }  # fmt: skip
 
 
 def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
-    sizes = map_sizes(ProbeOptions(4097, follow=True), plain=False, starts_with_bio=True)
-    assert sizes == {"requests": 1, "displaced_requests": 4097, "made_bios": 4097}
+    sizes = map_sizes(ProbeOptions(4097, follow=True), plain=False, starts_with_bio=True, cpus=1)
+    assert (sizes["requests"], sizes["displaced_requests"], sizes["made_bios"]) == (1, 4097, 4097)
+
+
+@pytest.mark.parametrize(("cpus", "entries"), [(1, 4096), (16, 4096), (32, 8192), (200, 16384)])
+def test_what_overflows_has_room_for_as_many_owners_on_every_host(cpus: int, entries: int) -> None:
+    sizes = map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=cpus)
+    assert (sizes["overflow"], sizes["call_overflow"]) == (entries, entries // 4)
 
 
 def test_nobody_is_followed_where_nobody_asked_for_it() -> None:
-    assert map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False)["followed"] == 1
+    assert map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=1)["followed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,9 @@ def test_what_found_no_room_even_there_is_its_devices_and_nobodys(kernel: Kernel
     counts = kernel.counts.at(4)
     counts["lost_requests"][0, Op.WRITE], counts["lost_bytes"][0, Op.WRITE] = 2, 8192
     counts["lost_requests"][1, Op.WRITE], counts["lost_bytes"][1, Op.WRITE] = 1, 512
+    counts["lost_request_bytes"][1, Op.WRITE] = 16384  # parts of them are known
     kernel.control["overflowed"] = 1
     [row] = kernel.overflow.read()[0]
     assert (row["device"], row["op"], row["owner"]) == (DISK, Op.WRITE, OwnerKind.UNKNOWN)
-    assert (row["requests"], row["bytes"]) == (3, 8704)
+    assert (row["requests"], row["bytes"], row["request_bytes"]) == (3, 8704, 16384)
     assert len(kernel.overflow.read()[0]) == 0

@@ -129,7 +129,7 @@ def test_losses_are_called_out_and_nothing_is_exact_then(document: Any, state: P
     text = render(document([], state=replace(state, losses=losses, devices=counts)))
     assert text.endswith(
         """
-NOT EXACT: 1,200 records were lost: the figures above are too low.
+NOT EXACT: 1,200 records found no room anywhere: requests count as nobody's, calls not at all.
 NOT EXACT: 3 runs of our programs were skipped by the kernel.
 NOT EXACT: 2 requests whose end the kernel did not show: counted, without their times.
 """
