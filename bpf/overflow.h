@@ -58,12 +58,21 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 	return n - first;
 }
 
-#define COUNT_IN(buckets, value, name)                                                               \
-	do {                                                                                         \
-		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);        \
-		OPAQUE(bucket);                                                                      \
-		if (bucket < BUCKET_##name##_LAST - BUCKET_##name##_FIRST + 2)                       \
-			__sync_fetch_and_add(&(buckets)[bucket], 1);                                 \
+/*
+ * One more in a value's bucket. Check and use in one piece: between them LLVM may put the index on the stack, where before
+ * 5.16 the verifier forgets what it knows of a number.
+ */
+#define COUNT_IN(buckets, value, name)                                                                    \
+	do {                                                                                              \
+		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);             \
+		asm volatile("if %[bucket] > %[last] goto +3;"                                            \
+			     "%[bucket] <<= 2;"                                                           \
+			     "%[bucket] += %[first];"                                                     \
+			     "lock *(u32 *)(%[bucket] + 0) += %[one];"                                    \
+			     : [bucket] "+r"(bucket)                                                      \
+			     : [first] "r"(buckets), [one] "r"(1),                                        \
+			       [last] "i"(BUCKET_##name##_LAST - BUCKET_##name##_FIRST + 1)               \
+			     : "memory");                                                                 \
 	} while (0)
 
 static __always_inline __u64 later(__u64 end, __u64 start)
