@@ -59,12 +59,26 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 }
 
 /*
+ * Where all is one function, as with BCC, 5.10's verifier comes to this on branches that cannot be taken, with limits of
+ * a number that contradict each other, and refuses what is reached by it. It knows nothing of what is half a word.
+ */
+#if defined(LLMIO_BCC)
+#define FORGOTTEN(number)                       \
+	({                                      \
+		volatile __u32 half = (number); \
+		half;                           \
+	})
+#else
+#define FORGOTTEN(number) (number)
+#endif
+
+/*
  * One more in a value's bucket. Check and use in one piece: between them LLVM may put the index on the stack, where before
  * 5.16 the verifier forgets what it knows of a number.
  */
 #define COUNT_IN(buckets, value, name)                                                                    \
 	do {                                                                                              \
-		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);             \
+		__u64 bucket = FORGOTTEN(bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST));  \
 		asm volatile("if %[bucket] > %[last] goto +3;"                                            \
 			     "%[bucket] <<= 2;"                                                           \
 			     "%[bucket] += %[first];"                                                     \
