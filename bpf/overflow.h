@@ -60,13 +60,14 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 
 /*
  * Where all is one function, as with BCC, 5.10's verifier comes to this on branches that cannot be taken, with limits of
- * a number that contradict each other, and refuses what is reached by it. It knows nothing of what is half a word.
+ * a number that contradict each other, and refuses what is reached by it. It knows nothing of what a helper has copied.
  */
 #if defined(LLMIO_BCC)
-#define FORGOTTEN(number)                       \
-	({                                      \
-		volatile __u32 half = (number); \
-		half;                           \
+#define FORGOTTEN(number)                                                       \
+	({                                                                      \
+		__u32 known = (number), forgotten = 0;                          \
+		bpf_probe_read_kernel(&forgotten, sizeof(forgotten), &known);   \
+		(__u64)forgotten;                                               \
 	})
 #else
 #define FORGOTTEN(number) (number)
