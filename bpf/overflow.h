@@ -59,27 +59,12 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 }
 
 /*
- * Where all is one function, as with BCC, 5.10's verifier comes to this on branches that cannot be taken, with limits of
- * a number that contradict each other, and refuses what is reached by it. It knows nothing of what a helper has copied.
- */
-#if defined(LLMIO_BCC)
-#define FORGOTTEN(number)                                                       \
-	({                                                                      \
-		__u32 known = (number), forgotten = 0;                          \
-		bpf_probe_read_kernel(&forgotten, sizeof(forgotten), &known);   \
-		(__u64)forgotten;                                               \
-	})
-#else
-#define FORGOTTEN(number) (number)
-#endif
-
-/*
  * One more in a value's bucket. Check and use in one piece: between them LLVM may put the index on the stack, where before
  * 5.16 the verifier forgets what it knows of a number.
  */
 #define COUNT_IN(buckets, value, name)                                                                    \
 	do {                                                                                              \
-		__u64 bucket = FORGOTTEN(bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST));  \
+		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);             \
 		asm volatile("if %[bucket] > %[last] goto +3;"                                            \
 			     "%[bucket] <<= 2;"                                                           \
 			     "%[bucket] += %[first];"                                                     \
@@ -112,6 +97,32 @@ static __always_inline void lose_request(__u32 device, __u64 op, __u32 requests,
 	add(&counts->lost_request_bytes[op], request_bytes);
 	tell_reader();
 }
+
+#if defined(LLMIO_BCC)
+
+/*
+ * All is one function there, which with the tables below is more than 5.10's verifier goes through. So only a device's own
+ * totals stay, and calls are lost.
+ */
+static __always_inline void overflow_request(struct request_entry *entry, __u64 done_ns, __u32 ring)
+{
+	lose_request(entry->device, entry->op, 1, entry->bytes - entry->part_bytes, entry->bytes);
+}
+
+static __always_inline void overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
+{
+	lose_request(walk->device, walk->op, 0, bytes, 0);
+}
+
+static __always_inline void overflow_call(struct call_record *record, __u32 ring)
+{
+	struct ring_losses *lost = losses();
+
+	if (lost)
+		add(&lost->lost_calls, 1);
+}
+
+#else
 
 /* The totals of a key, made at first sight; NULL when there is no room. */
 static __always_inline struct overflow_totals *totals_of(struct overflow_key *key)
@@ -269,5 +280,7 @@ SUBPROGRAM int overflow_call(struct call_record *record, __u32 ring)
 	tell_reader();
 	return 0;
 }
+
+#endif
 
 #endif
