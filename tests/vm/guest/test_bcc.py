@@ -109,8 +109,8 @@ def session(volume: Volume, raw: Disk, folder: Path, *options: str) -> Seen:
         (volume.folder / "written").unlink()
     volume.settle()
     run("sysctl", "-q", "vm.drop_caches=3")
-    before = transferred(raw.device)
     with start_probe(folder / "session.json", *options, "--all", "--device", raw.device) as live:
+        before = transferred(raw.device)  # not earlier: BCC compiles for so long that somebody may have read meanwhile
         seen = Seen()
         play(volume, raw, folder, seen)
         volume.settle()
