@@ -260,6 +260,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	struct signal_struct *signal;
+	struct blk_plug *plug;
 	void *worker_private; /* of a kernel thread: struct kthread, since 5.17 */
 	void *stack;
 	char comm[COMM_LENGTH];

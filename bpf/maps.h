@@ -163,6 +163,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, REQUESTS_DEFAULT); /* a power of two */
+	__uint(map_flags, BPF_F_MMAPABLE);     /* begins at a page's begin, so that entries are whole cache lines */
 	__type(key, __u32);
 	__type(value, struct request_entry);
 } requests SEC(".maps") __weak;

@@ -302,26 +302,31 @@ struct made_bio {
 	__u8 reserved[5];
 };
 
-/* A request between its start and its completion; kept afterwards, since blk-mq uses each struct request again. */
+/*
+ * A request between its start and its completion; kept afterwards, since blk-mq uses each struct request again. Two cache
+ * lines, of which only the first goes from the CPU that asks to the one that completes, and back: the second is written
+ * when it differs from what the last request left there.
+ */
 struct request_entry {
 	__u64 request; /* which one, by its address; 0: nobody's */
 	__u64 made_ns;
 	__u64 issued_ns;
 	__u64 bio; /* the one it was made for, whose share this is; others that merge into it are in `bios` */
-	struct share share;
-	__u32 device;
 	__u32 bytes;
 	__u32 part_bytes; /* of them, in part records */
-	__u32 seen_epoch; /* of the owner's identity record */
 	__u32 issued_bytes; /* what its last issue asked for, and what had completed by then */
-	__u16 slot;	    /* of the device, in device_counts */
 	__u16 issues;
 	__u16 flags; /* enum request_flag, as asked for: flush sequences change the request's own */
 	__u8 op;
 	__u8 status;
 	__u8 in_flight;
 	__u8 merged; /* held more than its own bio when it was issued */
-	__u8 reserved[2];
+	__u8 reserved[12];
+	struct share share;
+	__u32 device;
+	__u32 seen_epoch; /* of the owner's identity record */
+	__u16 slot;	  /* of the device, in device_counts */
+	__u8 reserved_line[22];
 };
 
 #endif

@@ -8,6 +8,20 @@
 #ifndef LLMIO_REQUESTS_H
 #define LLMIO_REQUESTS_H
 
+/*
+ * When a request is made, that is now. Of a bio's the block layer has just looked at the clock, which costs 30 ns; not where
+ * it keeps no statistics, and while a task is plugged only once for many (since 6.9).
+ */
+static __always_inline __u64 made_at(struct request *rq, __u32 cmd_flags)
+{
+	struct task_struct *task = AS(task_struct, bpf_get_current_task());
+	__u64 stamp = READ(rq, start_time_ns);
+
+	if (!stamp || (cmd_flags & REQ_OP_MASK) > REQ_OP_WRITE || READ(task, plug))
+		stamp = bpf_ktime_get_ns();
+	return stamp;
+}
+
 /* Since 6.5, and in some distributions' kernels before: in the submitter's context, with the request. */
 PROGRAM(block_io_start, struct request *rq)
 {
@@ -17,10 +31,11 @@ PROGRAM(block_io_start, struct request *rq)
 	struct request_entry *entry;
 	struct device_counts *counts;
 	__u64 now, bio = WORD(request, rq, bio);
+	bool same;
 
 	if (!control.running)
 		return 0;
-	now = bpf_ktime_get_ns();
+	now = made_at(rq, cmd_flags);
 	entry = kept_entry(number_of(rq));
 	if (!entry) {
 		/* It will complete without a start, as nobody's. */
@@ -31,21 +46,17 @@ PROGRAM(block_io_start, struct request *rq)
 		return 0;
 	}
 	begin(entry, rq, cmd_flags);
-	if (set_share(&share, &target, bio, cmd_flags, entry->op)) {
-		/* The kept entry remembers whom and what it introduced last, so mostly no map is asked. */
-		epoch = control.seen_epoch;
-		if (entry->seen_epoch != epoch || entry->share.tgid != share.tgid ||
-		    entry->share.owner_start_ns != share.owner_start_ns)
-			entry->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
-	} else {
-		entry->seen_epoch = 0;
-	}
-	if (share.file_device && target.inode &&
-	    (entry->share.inode != share.inode || entry->share.file_device != share.file_device ||
-	     entry->share.inode_generation != share.inode_generation ||
-	     entry->made_ns >> FILE_PERIOD_SHIFT != now >> FILE_PERIOD_SHIFT))
+	/* The kept entry remembers whom and what it introduced last, so mostly no map is asked. */
+	epoch = set_share(&share, &target, bio, cmd_flags, entry->op) ? control.seen_epoch : 0;
+	same = same_share(&share, &entry->share);
+	if (epoch && (!same || entry->seen_epoch != epoch) && !introduce(bpf_get_current_task()))
+		epoch = 0;
+	if (share.file_device && target.inode && (!same || entry->made_ns >> FILE_PERIOD_SHIFT != now >> FILE_PERIOD_SHIFT))
 		see_file(&share, target.inode, target.dentry, now);
-	entry->share = share;
+	if (!same)
+		entry->share = share;
+	if (entry->seen_epoch != epoch)
+		entry->seen_epoch = epoch;
 	entry->bio = bio;
 	entry->made_ns = now;
 	entry->in_flight = STARTED;
