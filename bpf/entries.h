@@ -26,7 +26,8 @@ static __always_inline __u8 flags_of(__u32 cmd_flags)
 static __always_inline void emit(struct request_entry *entry, __u64 done_ns, __u64 sector, __u16 hw_queue)
 {
 	__u32 ring = ring_of_cpu();
-	struct request_record *record = new_record(ring, &entry->share, entry->device, entry->op);
+	struct place place;
+	struct request_record *record = new_record(&place, ring, &entry->share, entry->device, entry->op);
 
 	if (!record) {
 		overflow_request(entry, done_ns, ring);
@@ -42,7 +43,7 @@ static __always_inline void emit(struct request_entry *entry, __u64 done_ns, __u
 	record->hw_queue = hw_queue;
 	record->flags |= entry->flags;
 	record->status = entry->status;
-	submit(record, ring);
+	commit(&place);
 }
 
 /* blk_status_t, as since 5.16; before, the tracepoint had its errno (blk_errors in block/blk-core.c). */

@@ -7,8 +7,8 @@
 #define LLMIO_MAPS_H
 
 /*
- * Rings of requests and of calls are one for each CPU, or for each few: a ring has one lock, and with 52 CPUs on it the
- * kernel's own benchmark falls from 11 to 2 M/s. The loader makes them (loading.py), of 10 MiB in all, 12 from 33 CPUs on.
+ * Rings are one for each CPU, or for each few: with 52 CPUs on one BPF ring buffer the kernel's own benchmark falls from 11
+ * to 2 M/s. The loader sets their size (loading.py).
  */
 #define RINGS_MAX 64
 #define PROCESSES_RING_BYTES (256 << 10) /* 4,096 new processes between two reads */
@@ -114,12 +114,35 @@ struct walk {
 
 #if !defined(LLMIO_BCC)
 
+#if defined(LLMIO_PLAIN)
+
+/* rings.h: ring by ring. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct request_slot);
+} request_slots SEC(".maps") __weak;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RINGS_MAX);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32); /* CPU & control.rings_mask */
+	__type(value, struct ring_position);
+} ring_positions SEC(".maps") __weak;
+
+#else
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, RINGS_MAX);
 	__uint(key_size, sizeof(__u32)); /* CPU & control.rings_mask */
 	__uint(value_size, sizeof(__u32));
 } requests_rings SEC(".maps") __weak;
+
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -304,12 +327,6 @@ static __always_inline bool is_half_full(void *rings, __u32 index, __u32 bytes)
 	void *ring = bpf_map_lookup_elem(rings, &index);
 
 	return ring && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= bytes / 2;
-}
-
-/* Which of the rings is this CPU's. */
-static __always_inline __u32 ring_of_cpu(void)
-{
-	return bpf_get_smp_processor_id() & control.rings_mask;
 }
 
 static __always_inline struct ring_losses *losses(void)

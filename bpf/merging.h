@@ -76,12 +76,13 @@ static SIDE_PATH int emit_part(struct walk *walk)
 {
 	__u32 bytes = walk->part_bytes, ring = ring_of_cpu();
 	struct request_record *record;
+	struct place place;
 
 	if (!bytes)
 		return 0;
 	walk->part_bytes = 0;
 	walk->given += bytes;
-	record = new_record(ring, &walk->part, walk->device, walk->op);
+	record = new_record(&place, ring, &walk->part, walk->device, walk->op);
 	if (!record) {
 		overflow_part(walk, bytes, ring);
 		return 0;
@@ -96,7 +97,7 @@ static SIDE_PATH int emit_part(struct walk *walk)
 	record->hw_queue = 0;
 	record->flags |= REQUEST_PART | (walk->flags & ~REQUEST_SHARED);
 	record->status = 0;
-	submit(record, ring);
+	commit(&place);
 	return 0;
 }
 

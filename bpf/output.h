@@ -34,11 +34,11 @@ static __always_inline bool moves_data(__u8 op)
 	return op == OP_READ || op == OP_WRITE;
 }
 
-/* Room for a record in the ring of that number, or NULL. */
-static __always_inline struct request_record *new_record(__u32 index, const struct share *share, __u32 device, __u8 op)
+/* A record in the ring of that number, to be committed when it is filled; NULL when there is no room. */
+static __always_inline struct request_record *new_record(struct place *place, __u32 ring, const struct share *share,
+							 __u32 device, __u8 op)
 {
-	void *ring = bpf_map_lookup_elem(MAP(requests_rings), &index);
-	struct request_record *record = ring ? bpf_ringbuf_reserve(ring, sizeof(*record), 0) : NULL;
+	struct request_record *record = reserve(place, ring);
 
 	if (!record)
 		return NULL;
@@ -55,12 +55,6 @@ static __always_inline struct request_record *new_record(__u32 index, const stru
 	record->owner = share->owner;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
 	return record;
-}
-
-static __always_inline void submit(struct request_record *record, __u32 index)
-{
-	bpf_ringbuf_submit(record, WAKEUP_FLAG(requests_rings, index, control.requests_ring_bytes, control.requests_woken,
-					       record->done_ns ? record->done_ns : bpf_ktime_get_ns()));
 }
 
 #endif

@@ -6,7 +6,7 @@
  * One room each: record.h what user space gets, maps.h tables and rings with their sizes, target.h, files.h, btrfs.h and
  * stacked.h for which file a bio is, owner.h whose it is, writers.h who dirtied a file, entries.h what is kept of a
  * request, requests.h its life, getrq.h how it starts on older kernels, merging.h what merged into it, output.h its
- * records, overflow.h what is added up when a ring is full, counts.h a device's counts, processes.h sessions, calls.h the
+ * records, rings.h how they leave, overflow.h what is added up when a ring is full, counts.h a device's counts, processes.h sessions, calls.h the
  * app's view. Layouts of kernel types are in kernel_types.h, its functions in symbols.h.
  */
 #if !defined(LLMIO_BCC)
@@ -41,6 +41,7 @@
 #include "writers.h"
 #include "counts.h"
 #include "overflow.h"
+#include "rings.h"
 #include "output.h"
 #include "merging.h"
 #include "entries.h"

@@ -86,6 +86,20 @@ struct request_record {
 	__u8 reserved[5];
 };
 
+/* Where a record lies in a ring of slots (rings.h). */
+struct request_slot {
+	__u64 written; /* its number + 1, from when it is whole */
+	struct request_record record;
+};
+
+/* How far a ring of slots is used. A cache line for what the kernel changes, and one for the reader. */
+struct ring_position {
+	__u64 reserved; /* records so far, of which the last ones may not be written yet */
+	__u8 reserved_line[56];
+	__u64 released; /* records of which the reader has given the slots back */
+	__u8 released_line[56];
+};
+
 enum call_flag {
 	CALL_SUBMIT = 1,   /* handed requests to the kernel */
 	CALL_WAIT = 2,	   /* waited for completions */
@@ -211,10 +225,10 @@ struct control {
 	__u32 page_bytes;
 	__u32 starts_with_bio; /* no block_io_start: a request is made from a bio that block_getrq has seen */
 	__u32 rings_mask; /* of CPU numbers: which ring is a CPU's */
-	__u32 requests_ring_bytes; /* of each ring */
+	__u32 ring_slots; /* of each ring of requests, a power of two */
+	__u32 ring_bytes; /* of each, where they are BPF ring buffers */
 	__u32 calls_ring_bytes;
 	__u32 overflowed; /* the overflow tables, or device_counts.lost, have changed; cleared by the reader before it looks */
-	__u32 reserved;
 };
 
 #define USER_TICK_NS 10000000ULL /* USER_HZ, the unit of /proc/PID/stat, is 100 on x86-64 and arm64 */

@@ -24,6 +24,8 @@ from llmio_probe.errors import ProbeError
 from llmio_probe.kernel import bcc_compiler
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loading import (
+    RINGS,
+    SLOT_MAPS,
     Loaded,
     LoadedMap,
     LoadedProgram,
@@ -171,11 +173,11 @@ def _create_maps(
     """The maps, and the rings in some of them."""
     maps = {}
     try:
-        rings = make_rings(libbpf, cpus, stack)
+        rings = make_rings(libbpf, RINGS, cpus, stack)
     except OSError as error:
         raise ProbeError(f"the BPF rings cannot be made ({error.strerror}): run as root") from None
     for name, item in opened.maps.items():
-        if name == SYMBOLS_MAP:  # addresses are constants of the programs
+        if name == SYMBOLS_MAP or name in SLOT_MAPS:  # addresses are constants of the programs
             continue
         inner = rings.get(name)
         entries = len(inner) if inner else sizes.get(name) or int(libbpf.bpf_map__max_entries(item))

@@ -16,6 +16,8 @@ from llmio_probe.kernel.btf import VMLINUX_BTF, Btf, kernel_types
 from llmio_probe.kernel.functions import can_attach
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loading import (
+    RINGS,
+    SLOT_MAPS,
     Loaded,
     LoadedMap,
     LoadedProgram,
@@ -54,15 +56,19 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         for program in opened.programs.keys() - wanted.values():
             libbpf.number("bpf_program__set_autoload", opened.programs[program], False)
         cpus = libbpf.number("libbpf_num_possible_cpus")
+        without = {"requests_rings"} if variant.plain else SLOT_MAPS
+        for name in without:
+            libbpf.number("bpf_map__set_autocreate", opened.maps.pop(name), False)
         for name, entries in map_sizes(options, variant.plain, variant.starts_with_bio, cpus).items():
-            libbpf.number("bpf_map__set_max_entries", opened.maps[name], entries)
+            if name in opened.maps:
+                libbpf.number("bpf_map__set_max_entries", opened.maps[name], entries)
         addresses = addresses_of(opened.symbols)
         _set_symbols(opened, addresses)
         whole = Capability.SYS_ADMIN in effective()
         if not whole:
             do_without_module_types()
         try:
-            rings = make_rings(libbpf, cpus, stack)
+            rings = make_rings(libbpf, RINGS.keys() - without, cpus, stack)
             for name, each in rings.items():
                 libbpf.number("bpf_map__set_max_entries", opened.maps[name], len(each))
                 libbpf.number("bpf_map__set_inner_map_fd", opened.maps[name], each[0].fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
@@ -131,11 +131,14 @@ class ProbeObject:
         self.libbpf.bpf_object__close(self.address)
 
 
+SLOTS = 1 << 17
+"""Of all rings together, 96 bytes each: 12 MiB. A reader is woken when any ring is half full: at 250,000 requests/s
+from one CPU of two after 0.13 s."""
+SLOT_MAPS = frozenset({"request_slots", "ring_positions"})
+"""Of the plain variant alone; RINGS are for the others (bpf/rings.h)."""
 RINGS = {"requests_rings": 8 << 20, "calls_rings": 2 << 20}
-"""Maps of rings, and the bytes of their rings together: 87,381 requests, 26,214 calls (at depth 1, two a request);
-from 33 CPUs on more, since no ring is smaller than RING_LEAST_BYTES.
-
-A reader is woken when any ring is half full: at 250,000 requests/s from one CPU of two after 0.09 s."""
+"""Maps of BPF ring buffers, and the bytes of their rings together: 87,381 requests, 26,214 calls (at depth 1, two a
+request); from 33 CPUs on more, since no ring is smaller than RING_LEAST_BYTES."""
 RINGS_MAX = 64  # bpf/maps.h
 RING_LEAST_BYTES = 64 << 10
 """The largest page of any machine: a ring is a whole number of pages, and a power of two."""
@@ -152,11 +155,12 @@ def ring_bytes(total: int, count: int) -> int:
     return max(total // count, RING_LEAST_BYTES)
 
 
-def make_rings(libbpf: Libbpf, cpus: int, stack: ExitStack) -> dict[str, list[LoadedMap]]:
-    """The rings of each map in RINGS; closed with the stack. OSError when the kernel refuses."""
+def make_rings(libbpf: Libbpf, names: Collection[str], cpus: int, stack: ExitStack) -> dict[str, list[LoadedMap]]:
+    """The rings of those maps in RINGS; closed with the stack. OSError when the kernel refuses."""
     count = ring_count(cpus)
     made: dict[str, list[LoadedMap]] = {}
-    for name, total in RINGS.items():
+    for name in names:
+        total = RINGS[name]
         size = ring_bytes(total, count)
         for _ in range(count):
             fd = libbpf.number("bpf_map_create", _RING, name.removesuffix("s").encode(), 0, 0, size, None)
@@ -184,6 +188,7 @@ def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool, cpus: i
         "overflow": overflow,
         "call_overflow": overflow // 4,
         **({} if options.follow else {"followed": 1}),
+        "request_slots": SLOTS,
         "requests": 1 << (options.request_entries - 1).bit_length() if plain else 1,  # found by a mask
         "displaced_requests": options.request_entries,
         "made_bios": options.request_entries if starts_with_bio else 1,

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from llmio_probe.kernel.atomics import Atomics
 from llmio_probe.kernel.files import file_sight
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loaders import load as load_fitting
-from llmio_probe.kernel.loading import LoadedMap, Loader, ProbeOptions
+from llmio_probe.kernel.loading import RINGS, SLOTS, LoadedMap, Loader, ProbeOptions, ring_bytes, ring_count
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.program_info import ProgramRuns, program_runs
 from llmio_probe.kernel.records import (
@@ -36,12 +36,15 @@ from llmio_probe.kernel.records import (
     PROCESS_KEY,
     REQUEST,
     REQUEST_ENTRY,
+    REQUEST_SLOT,
     RING_LOSSES,
+    RING_POSITION,
     Batch,
     Op,
     Records,
 )
-from llmio_probe.kernel.ring import BytesRing, Ring, RingMemory, map_ring
+from llmio_probe.kernel.ring import BytesRing, Ring, RingMemory, Rings, map_ring
+from llmio_probe.kernel.slots import SlotRings, map_array
 from llmio_probe.kernel.state import DeviceCounts, Losses, ProbeState
 from llmio_probe.kernel.tables import Table
 from llmio_probe.kernel.tracepoints import attach_tracepoint, tracepoint_ids
@@ -110,10 +113,11 @@ class Probe:
     def _open_maps(self) -> None:
         libbpf = self._libbpf
         cpus = libbpf.number("libbpf_num_possible_cpus")
-        self._request_rings, self._call_rings = (
-            [Ring(map_ring(ring.fd, ring.max_entries), dtype, self._atomics) for ring in self._loaded.rings[name]]
-            for name, dtype in (("requests_rings", REQUEST), ("calls_rings", CALL))
+        self._rings = ring_count(cpus)
+        self._request_rings = (
+            self._open_slots() if "request_slots" in self._loaded.maps else self._open_rings("requests_rings", REQUEST)
         )
+        self._call_rings = self._open_rings("calls_rings", CALL)
         self._processes_ring = Ring(self._ring_memory("processes_ring"), PROCESS, self._atomics)
         self._files_ring = BytesRing(self._ring_memory("files_ring"), self._atomics)
         u4, u8 = np.dtype("u4"), np.dtype("u8")
@@ -138,11 +142,21 @@ class Probe:
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio
-        self._control["rings_mask"] = len(self._request_rings) - 1
-        self._control["requests_ring_bytes"] = self._loaded.rings["requests_rings"][0].max_entries
+        self._control["rings_mask"] = self._rings - 1
+        self._control["ring_slots"] = SLOTS // self._rings
+        self._control["ring_bytes"] = ring_bytes(RINGS["requests_rings"], self._rings)
         self._control["calls_ring_bytes"] = self._loaded.rings["calls_rings"][0].max_entries
         # All maps have their room from the start, and before 5.14 who gives up being root cannot ask later.
         self._memory = {name: self._memory_of(name) for name in self._loaded.maps}
+
+    def _open_slots(self) -> SlotRings:
+        slots = map_array(self._fd("request_slots"), REQUEST_SLOT, SLOTS).reshape(self._rings, -1)
+        positions = map_array(self._fd("ring_positions"), RING_POSITION, self._rings, writable=True)
+        return SlotRings(slots, positions, self._atomics)
+
+    def _open_rings(self, name: str, dtype: np.dtype[Any]) -> Rings:
+        rings = self._loaded.rings[name]
+        return Rings([Ring(map_ring(ring.fd, ring.max_entries), dtype, self._atomics) for ring in rings], dtype)
 
     def _ring_memory(self, name: str) -> RingMemory:
         return map_ring(self._fd(name), self._loaded.maps[name].max_entries)
@@ -223,8 +237,7 @@ class Probe:
         is in ``requests`` is also in this or an earlier ``processes``. In the order of the rings, each about in the
         order of completion.
         """
-        requests = _together([ring.read() for ring in self._request_rings])
-        calls = _together([ring.read() for ring in self._call_rings])
+        requests, calls = self._request_rings.read(), self._call_rings.read()
         self._control["requests_woken"] = self._control["calls_woken"] = 0
         overflow, call_overflow = self._overflow.read()
         processes = self._processes_ring.read()
@@ -271,8 +284,8 @@ class Probe:
             dict(self._memory),
             dict(self._program_costs),
             {
-                "requests": max(ring.peak for ring in self._request_rings),
-                "calls": max(ring.peak for ring in self._call_rings),
+                "requests": self._request_rings.peak,
+                "calls": self._call_rings.peak,
             },
         )  # fmt: skip
 
@@ -366,14 +379,6 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _together(batches: list[Records]) -> Records:
-    """One array; without a copy where only one has anything, which is the common case."""
-    filled = [batch for batch in batches if len(batch)]
-    if len(filled) > 1:
-        return np.concatenate(filled)
-    return filled[0] if filled else batches[0]
 
 
 def _map_memory(name: str, loaded: LoadedMap) -> int:

@@ -121,6 +121,12 @@ REQUEST = np.dtype(
     ]
 )
 
+REQUEST_SLOT = np.dtype([("written", "u8"), ("record", REQUEST)])
+
+RING_POSITION = np.dtype(
+    [("reserved", "u8"), ("reserved_line", "u1", (56,)), ("released", "u8"), ("released_line", "u1", (56,))]
+)
+
 CALL = np.dtype(
     [
         ("start_ns", "u8"),
@@ -321,10 +327,10 @@ CONTROL = np.dtype(
         ("page_bytes", "u4"),
         ("starts_with_bio", "u4"),
         ("rings_mask", "u4"),
-        ("requests_ring_bytes", "u4"),
+        ("ring_slots", "u4"),
+        ("ring_bytes", "u4"),
         ("calls_ring_bytes", "u4"),
         ("overflowed", "u4"),
-        ("reserved", "u4"),
     ]
 )
 
@@ -332,6 +338,8 @@ PROCESS_KEY = np.dtype([("start", "u8"), ("tgid", "u8")])
 
 LAYOUTS: dict[str, np.dtype[Any]] = {
     "request_record": REQUEST,
+    "request_slot": REQUEST_SLOT,
+    "ring_position": RING_POSITION,
     "call_record": CALL,
     "process_record": PROCESS,
     "file_record": FILE,

@@ -11,6 +11,7 @@ busy one, release the consumer's position.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,26 @@ class Ring:
         self._consumed += count * stride
         self._atomics.store_release(memory.consumer_address, self._consumed)
         return records
+
+
+class Rings:
+    """The reading end of several rings, as one."""
+
+    def __init__(self, rings: Sequence[Ring], dtype: np.dtype[Any]) -> None:
+        self._rings = rings
+        self._empty = np.empty(0, dtype)
+
+    @property
+    def peak(self) -> float:
+        """As of Ring, of any of them."""
+        return max(ring.peak for ring in self._rings)
+
+    def read(self) -> Records:
+        """As of Ring; ring by ring."""
+        filled = [records for ring in self._rings if len(records := ring.read())]
+        if len(filled) > 1:
+            return np.concatenate(filled)
+        return filled[0] if filled else self._empty
 
 
 class BytesRing:

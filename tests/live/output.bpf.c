@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Lets the programs' own emit() and emit_part() run on the CPU of whoever calls: for tests of rings and overflow. */
-#define LLMIO_PLAIN
 #include "probe.bpf.c"
 
 struct push {

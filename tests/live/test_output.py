@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import platform
+import select
 import struct
 import subprocess
 import threading
@@ -23,7 +24,7 @@ import pytest
 from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, SIZE_EXPONENTS, bucket
 from llmio_probe.kernel.atomics import Atomics
 from llmio_probe.kernel.libbpf import Libbpf
-from llmio_probe.kernel.loading import fill_rings, make_rings
+from llmio_probe.kernel.loading import RINGS, SLOTS, fill_rings, make_rings, ring_bytes, ring_count
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.records import (
     CALL_OVERFLOW_KEY,
@@ -34,14 +35,17 @@ from llmio_probe.kernel.records import (
     OVERFLOW_TOTALS,
     REQUEST,
     REQUEST_ENTRY,
+    REQUEST_SLOT,
     RING_LOSSES,
+    RING_POSITION,
     SHARE,
     Op,
     OwnerKind,
     Records,
     RequestFlag,
 )
-from llmio_probe.kernel.ring import Ring, map_ring
+from llmio_probe.kernel.ring import Ring, Rings, map_ring
+from llmio_probe.kernel.slots import SlotRings, map_array
 from llmio_probe.kernel.tables import Table
 
 HERE = Path(__file__).parent
@@ -54,10 +58,14 @@ DEVICE = 7 << 20 | 3
 class Kernel:
     """The output side with maps of its own: push records, read the rings, read what overflowed."""
 
-    def __init__(self, libbpf: Libbpf, opened: int, stack: ExitStack, overflow_entries: int | None) -> None:
+    def __init__(
+        self, libbpf: Libbpf, opened: int, plain: bool, stack: ExitStack, overflow_entries: int | None
+    ) -> None:
         self._libbpf = libbpf
         maps = {libbpf.bpf_map__name(item).decode(): item for item in libbpf.each("bpf_object__next_map", opened)}
-        rings = make_rings(libbpf, CPUS, stack)
+        rings = make_rings(libbpf, maps.keys() & RINGS, CPUS, stack)
+        if plain:
+            libbpf.number("bpf_map__set_max_entries", maps["request_slots"], SLOTS)
         for name, each in rings.items():
             libbpf.number("bpf_map__set_max_entries", maps[name], len(each))
             libbpf.number("bpf_map__set_inner_map_fd", maps[name], each[0].fd)
@@ -70,11 +78,21 @@ class Kernel:
         fds = {name: libbpf.number("bpf_map__fd", item) for name, item in maps.items()}
         for name, each in rings.items():
             fill_rings(libbpf, fds[name], each)
-        self.rings = [Ring(map_ring(ring.fd, ring.max_entries), REQUEST, Atomics()) for ring in rings["requests_rings"]]
-        self.room = rings["requests_rings"][0].max_entries // (8 + REQUEST.itemsize)
+        count = ring_count(CPUS)
+        self.rings: SlotRings | Rings
+        if plain:
+            slots = map_array(fds["request_slots"], REQUEST_SLOT, SLOTS).reshape(count, -1)
+            positions = map_array(fds["ring_positions"], RING_POSITION, count, writable=True)
+            self.rings = SlotRings(slots, positions, Atomics())
+            self.room = SLOTS // count
+        else:
+            buffers = [map_ring(ring.fd, ring.max_entries) for ring in rings["requests_rings"]]
+            self.rings = Rings([Ring(buffer, REQUEST, Atomics()) for buffer in buffers], REQUEST)
+            self.room = buffers[0].size // (8 + REQUEST.itemsize)
         control = np.frombuffer(mmap.mmap(fds[".data.control"], mmap.PAGESIZE), CONTROL, 1)
-        control["rings_mask"] = len(self.rings) - 1
-        control["requests_ring_bytes"] = rings["requests_rings"][0].max_entries
+        control["rings_mask"] = count - 1
+        control["ring_slots"] = SLOTS // count
+        control["ring_bytes"] = ring_bytes(RINGS["requests_rings"], count)
         u4 = np.dtype("u4")
         cpus = libbpf.number("libbpf_num_possible_cpus")
         self.losses = Table(libbpf, fds["ring_losses"], u4, RING_LOSSES, cpus)
@@ -88,6 +106,10 @@ class Kernel:
             control,
         )
         self._program = libbpf.number("bpf_program__fd", programs[b"push"])
+        self._waiter = select.epoll()
+        stack.callback(self._waiter.close)
+        for fd in (fds["processes_ring"], *(ring.fd for ring in rings.get("requests_rings", ()))):
+            self._waiter.register(fd, select.EPOLLIN | select.EPOLLET)
         self._run = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_test_run_opts
 
     def push(self, request: Records, count: int = 1, cpu: int = 0) -> None:
@@ -106,32 +128,43 @@ class Kernel:
         finally:
             os.sched_setaffinity(0, allowed)
 
+    def woken(self) -> bool:
+        """Since it was asked last."""
+        return bool(self._waiter.poll(0))
+
     def lost(self) -> int:
         values = self.losses.get(0)
         assert values is not None
         return int(values["lost_records"].sum())
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["slots", "buffers"])
+def plain(request: pytest.FixtureRequest) -> bool:
+    """Of the plain variant, or of those for older kernels (bpf/rings.h)."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def output_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output_object(plain: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bpf") / "output.o"
     machine = platform.machine()
     target = {"x86_64": "x86", "aarch64": "arm64"}[machine]
     subprocess.run(
         ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{target}", "-I", BPF, "-I",
-         f"/usr/include/{machine}-linux-gnu", "-c", HERE / "output.bpf.c", "-o", path], check=True,
+         f"/usr/include/{machine}-linux-gnu", *["-DLLMIO_PLAIN"] * plain, "-c", HERE / "output.bpf.c",
+         "-o", path], check=True,
     )  # fmt: skip
     return path
 
 
 @pytest.fixture(params=[None])
-def kernel(output_object: Path, request: pytest.FixtureRequest) -> Iterator[Kernel]:
+def kernel(output_object: Path, plain: bool, request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """The parameter: entries of the overflow table, None for as many as usual."""
     libbpf = Libbpf()
     with ExitStack() as stack:
         opened = libbpf.pointer("bpf_object__open_file", bytes(output_object), None)
         stack.callback(libbpf.bpf_object__close, opened)
-        yield Kernel(libbpf, opened, stack, request.param)
+        yield Kernel(libbpf, opened, plain, stack, request.param)
 
 
 def request(**fields: Any) -> Records:
@@ -157,12 +190,36 @@ def test_two_cpus_write_into_a_ring_each_at_the_same_time(kernel: Kernel) -> Non
         writer.start()
     for writer in writers:
         writer.join()
-    for cpu in range(len(writers)):
-        found = kernel.rings[cpu].read()
-        assert len(found) == count
-        assert set(found["hw_queue"].tolist()) == {cpu}
-        assert found["sector"].tolist() == list(range(count))
+    found = kernel.rings.read()  # ring by ring
+    assert found["hw_queue"].tolist() == [cpu for cpu in range(len(writers)) for _ in range(count)]
+    assert found["sector"].tolist() == list(range(count)) * len(writers)
     assert len(kernel.overflow.read()[0]) == 0
+
+
+def test_rings_that_wrap_lose_and_repeat_nothing(kernel: Kernel) -> None:
+    """Read while they are written, for several rounds."""
+    count = 4 * kernel.room + 13
+    writer = threading.Thread(target=kernel.push, args=(request(), count))
+    found: list[int] = []
+    writer.start()
+    while writer.is_alive():
+        found += kernel.rings.read()["sector"].tolist()
+    writer.join()
+    found += kernel.rings.read()["sector"].tolist()
+    overflowed = sum(kernel.overflow.read()[0]["requests"].tolist())
+    assert len(found) + overflowed == count
+    assert found == sorted(set(found))
+    assert kernel.rings.peak <= 1
+
+
+def test_the_reader_is_woken_once_when_a_ring_is_half_full(kernel: Kernel) -> None:
+    kernel.push(request(done_ns=1 << 20), kernel.room // 2 - 64)
+    assert not kernel.woken()
+    kernel.push(request(done_ns=1 << 20), 256)
+    assert kernel.woken()
+    kernel.push(request(done_ns=1 << 20), 256)
+    assert not kernel.woken()
+    assert len(kernel.rings.read()) == kernel.room // 2 - 64 + 512
 
 
 EDGES = (0, 1, 511, 512, 513, 131071, 131072, 131073, (1 << 31) - 1, 1 << 31, (1 << 31) + 1)
