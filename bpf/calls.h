@@ -36,42 +36,105 @@ struct syscall_exit {
 	__s64 ret;
 };
 
-/* The thread's kept state; NULL when it is in no call that we saw begin. */
-static __always_inline struct call_state *current_call(void)
+/* call_state.flags */
+#define CALL_SUBMIT 1	  /* hands requests to the kernel */
+#define CALL_WAIT 2	  /* waits for completions */
+#define CALL_POLLED 4	  /* no call was made: one request that an SQPOLL thread took by itself */
+#define CALL_BYTES_PART 8 /* not all bytes could be read */
+
+#if defined(LLMIO_PLAIN)
+
+/* The current thread's, which lives as long as it does; NULL when it has none, and, if one is to be made, no memory. */
+static __always_inline struct call_state *kept_call(bool make)
+{
+	return bpf_task_storage_get(MAP(call_states), bpf_get_current_task_btf(), NULL,
+				    make ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+}
+
+#else
+
+static __always_inline struct call_state *kept_call(bool make)
 {
 	__u32 thread = (__u32)bpf_get_current_pid_tgid();
-	struct call_state *state = bpf_map_lookup_elem(MAP(calls), &thread);
+	struct call_state *state = bpf_map_lookup_elem(MAP(calls), &thread), fresh = {};
+
+	if (state || !make)
+		return state;
+	bpf_map_update_elem(MAP(calls), &thread, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(MAP(calls), &thread);
+}
+
+#endif
+
+/* NULL when the thread is in no call that we saw begin. */
+static __always_inline struct call_state *current_call(void)
+{
+	struct call_state *state = kept_call(false);
 
 	return state && state->start_ns ? state : NULL;
 }
 
+static __always_inline void lose_call(void)
+{
+	struct ring_losses *lost = losses();
+
+	if (lost)
+		add(&lost->lost_calls, 1);
+}
+
 static __always_inline int enter_call(__u32 flags, __u64 iocbs)
 {
-	__u32 thread = (__u32)bpf_get_current_pid_tgid();
 	struct call_state *state;
 
 	if (!control.running)
 		return 0;
-	state = bpf_map_lookup_elem(MAP(calls), &thread);
+	state = kept_call(true);
 	if (!state) {
-		struct call_state fresh = {};
-
-		bpf_map_update_elem(MAP(calls), &thread, &fresh, BPF_NOEXIST);
-		state = bpf_map_lookup_elem(MAP(calls), &thread);
-		if (!state)
-			return 0;
+		lose_call();
+		return 0;
 	}
 	*state = (struct call_state){ .flags = flags, .iocbs = iocbs, .seen_epoch = state->seen_epoch };
 	state->start_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-static __always_inline void emit_call(struct call_state *state, __u8 engine, __u32 reaped)
+/* The totals of a key, made at first sight; NULL when there is no room. */
+static __always_inline struct call_totals *call_totals_of(struct call_key *key)
+{
+	struct call_totals *totals = bpf_map_lookup_elem(MAP(call_totals), key);
+	struct overflow_totals *fresh;
+	__u32 zero = 0;
+
+	if (totals)
+		return totals;
+	fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
+	if (fresh)
+		bpf_map_update_elem(MAP(call_totals), key, fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(MAP(call_totals), key);
+}
+
+/* count: of the call's requests, those of that op. */
+static __always_inline void add_call_op(struct call_totals *totals, const struct call_state *state, __u32 op, __u32 count,
+					__u64 submit_ns)
+{
+	if (!(state->flags & CALL_POLLED))
+		add(&totals->calls[op], 1);
+	if (state->flags & CALL_BYTES_PART)
+		add(&totals->parts[op], 1);
+	add(&totals->requests[op], count);
+	add(&totals->submit_ns[op], count < state->requests ? submit_ns * count / state->requests : submit_ns);
+}
+
+/* A call has ended. Atomic, for the process's other threads on CPUs of the same ring. */
+static __always_inline void add_call(struct call_state *state, __u8 engine, __u32 reaped, __u64 end_ns)
 {
 	struct task_struct *task = AS(task_struct, bpf_get_current_task());
-	__u32 index = ring_of_cpu();
-	void *ring = bpf_map_lookup_elem(MAP(calls_rings), &index);
-	struct call_record record;
+	struct call_key key = { .owner_start_ns = READ(task, group_leader, start_boottime), .tgid = READ(task, tgid),
+				.ring = ring_of_cpu(), .engine = engine };
+	bool submits = state->flags & CALL_SUBMIT && state->submitted_ns;
+	__u64 submit_ns = 0, wait_ns;
+	struct call_totals *totals;
+	__u32 others;
 
 	if (!control.running)
 		return;
@@ -81,24 +144,38 @@ static __always_inline void emit_call(struct call_state *state, __u8 engine, __u
 
 		state->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
 	}
-	record.start_ns = state->start_ns;
-	record.submitted_ns = state->submitted_ns;
-	record.end_ns = bpf_ktime_get_ns();
-	record.owner_start_ns = READ(task, group_leader, start_boottime);
-	record.read_bytes = state->read_bytes;
-	record.write_bytes = state->write_bytes;
-	record.tgid = READ(task, tgid);
-	record.requests = state->requests;
-	record.reads = state->reads;
-	record.writes = state->writes;
-	record.reaped = reaped;
-	record.engine = engine;
-	record.flags = state->flags;
-	record.reserved = 0;
-	if (!ring || bpf_ringbuf_output(ring, &record, sizeof(record),
-					WAKEUP_FLAG(calls_rings, index, control.calls_ring_bytes,
-						    control.calls_woken, record.end_ns)))
-		overflow_call(&record, index);
+	totals = call_totals_of(&key);
+	if (!totals) {
+		lose_call();
+		return;
+	}
+	if (submits) {
+		submit_ns = later(state->submitted_ns, state->start_ns);
+		COUNT_IN(totals->request_counts, state->requests, CALL);
+		COUNT_IN(totals->submit_counts, submit_ns, LATENCY);
+	}
+	if (state->reads) {
+		add_call_op(totals, state, CALL_READS, state->reads, submit_ns);
+		add(&totals->read_bytes, state->read_bytes);
+	}
+	if (state->writes) {
+		add_call_op(totals, state, CALL_WRITES, state->writes, submit_ns);
+		add(&totals->write_bytes, state->write_bytes);
+	}
+	others = state->requests - state->reads - state->writes;
+	if (others || (submits && !state->requests))
+		add_call_op(totals, state, CALL_OTHERS, others, submit_ns);
+	if (state->flags & CALL_POLLED)
+		add(&totals->polled, state->requests);
+	if (state->flags & CALL_WAIT) {
+		wait_ns = later(end_ns, submits ? state->submitted_ns : state->start_ns);
+		add(&totals->reaped, reaped);
+		add(&totals->wait_ns, wait_ns);
+		COUNT_IN(totals->wait_counts, wait_ns, LATENCY);
+	}
+	/* Told last: whoever looks too early looks again. */
+	if (!control.called)
+		control.called = 1;
 }
 
 static __always_inline void add_read(struct call_state *state, __u64 bytes)
@@ -159,7 +236,10 @@ static long add_iocb_round(__u32 index, struct call_state **state)
 
 static __always_inline void add_iocbs(struct call_state *state, __u32 count)
 {
-	bpf_loop(count, add_iocb_round, &state, 0);
+	if (count == 1) /* the loop costs as much as the iocb */
+		add_iocb(state, 0);
+	else
+		bpf_loop(count, add_iocb_round, &state, 0);
 }
 
 #elif defined(LLMIO_BCC)
@@ -212,7 +292,7 @@ static __always_inline int leave_submit(__s64 result)
 		state->requests = result;
 		walk_iocbs(state);
 	}
-	emit_call(state, ENGINE_LIBAIO, 0);
+	add_call(state, ENGINE_LIBAIO, 0, state->submitted_ns);
 	state->start_ns = 0;
 	return 0;
 }
@@ -223,7 +303,7 @@ static __always_inline int leave_getevents(__s64 result)
 
 	if (!state)
 		return 0;
-	emit_call(state, ENGINE_LIBAIO, result > 0 ? result : 0);
+	add_call(state, ENGINE_LIBAIO, result > 0 ? result : 0, bpf_ktime_get_ns());
 	state->start_ns = 0;
 	return 0;
 }
@@ -240,13 +320,15 @@ static __always_inline int enter_uring(__u64 to_submit, __u64 enter_flags)
 static __always_inline int leave_uring(void)
 {
 	struct call_state *state = current_call();
+	__u64 now;
 
 	if (!state)
 		return 0;
+	now = bpf_ktime_get_ns();
 	/* Waiting begins with the last request handed over; a call that does not wait is submitting until its end. */
 	if (state->flags & CALL_SUBMIT && !(state->flags & CALL_WAIT))
-		state->submitted_ns = bpf_ktime_get_ns();
-	emit_call(state, ENGINE_IO_URING, 0);
+		state->submitted_ns = now;
+	add_call(state, ENGINE_IO_URING, 0, now);
 	state->start_ns = 0;
 	return 0;
 }
@@ -376,7 +458,7 @@ static __always_inline int submit_req(struct io_kiocb *req)
 	if (!(READ(AS(task_struct, bpf_get_current_task()), flags) & PF_IO_WORKER)) /* attached in the middle of its call */
 		return 0;
 	add_request(&polled, req);
-	emit_call(&polled, ENGINE_IO_URING, 0);
+	add_call(&polled, ENGINE_IO_URING, 0, 0);
 	return 0;
 }
 

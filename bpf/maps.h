@@ -27,7 +27,7 @@
 #define SEEN_MAX 8192
 /* Processes of a session alive at once; a fork that finds no room is counted. */
 #define FOLLOWED_MAX 8192
-/* Threads that made calls lately; their entries are kept, since making and deleting one a call costs 400 ns. */
+/* Threads that made calls lately; their entries are kept, since making and deleting one a call costs 400 ns. Not plain's. */
 #define CALLS_MAX 8192
 /* Files with requests lately; one that falls out is only named again. */
 #define FILES_MAX 16384
@@ -37,10 +37,11 @@
 #define MADE_BIOS_MAX 1
 /*
  * Owners, files, devices and ops whose requests were added up because rings were full, each for the CPUs of a ring: 4,096
- * at least, and 256 a ring. Of calls a quarter of that. The loader sets them; entries are never given back.
+ * at least, and 256 a ring. The loader sets it; entries are never given back.
  */
 #define OVERFLOW_MAX 4096
-#define CALL_OVERFLOW_MAX 1024
+/* Processes and engines that made calls, each for the CPUs of a ring: 2,048 at least, and 128 a ring. Given back later. */
+#define CALL_TOTALS_MAX 2048
 /* Bios that merged into requests in flight: 32 MiB of them if each is 4 KiB. Of one that falls out, nothing is known. */
 #define BIOS_MAX 8192
 
@@ -145,13 +146,6 @@ struct {
 #endif
 
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, RINGS_MAX);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u32));
-} calls_rings SEC(".maps") __weak;
-
-struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, OVERFLOW_MAX);
 	__type(key, struct overflow_key);
@@ -160,10 +154,10 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, CALL_OVERFLOW_MAX);
-	__type(key, struct call_overflow_key);
-	__type(value, struct call_overflow_totals);
-} call_overflow SEC(".maps") __weak;
+	__uint(max_entries, CALL_TOTALS_MAX);
+	__type(key, struct call_key);
+	__type(value, struct call_totals);
+} call_totals SEC(".maps") __weak;
 
 /* What an entry of either starts as: too large for the stack. */
 struct {
@@ -241,12 +235,21 @@ struct {
 	__type(value, __u32);
 } followed SEC(".maps") __weak;
 
+#if defined(LLMIO_PLAIN)
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct call_state);
+} call_states SEC(".maps") __weak;
+#else
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, CALLS_MAX);
 	__type(key, __u32); /* thread */
 	__type(value, struct call_state);
 } calls SEC(".maps") __weak;
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -314,20 +317,6 @@ struct control control SEC(".data.control") __weak = {
 #define control (*(struct control *)bpf_pseudo_fd(2 /* BPF_PSEUDO_MAP_VALUE */, LLMIO_FD_control))
 
 #endif
-
-/*
- * How to submit to a ring: a reader that polls is woken, once until it reads, only when the ring is half full. That is
- * looked at for one record in 64, by any number that changes, since asking costs a call.
- */
-#define WAKEUP_FLAG(rings, index, bytes, woken, number) \
-	(!((number) & 63) && !(woken) && is_half_full(MAP(rings), index, bytes) ? (woken) = 1, BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP)
-
-static __always_inline bool is_half_full(void *rings, __u32 index, __u32 bytes)
-{
-	void *ring = bpf_map_lookup_elem(rings, &index);
-
-	return ring && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= bytes / 2;
-}
 
 static __always_inline struct ring_losses *losses(void)
 {

@@ -6,8 +6,9 @@
  * One room each: record.h what user space gets, maps.h tables and rings with their sizes, target.h, files.h, btrfs.h and
  * stacked.h for which file a bio is, owner.h whose it is, writers.h who dirtied a file, entries.h what is kept of a
  * request, requests.h its life, getrq.h how it starts on older kernels, merging.h what merged into it, output.h its
- * records, rings.h how they leave, overflow.h what is added up when a ring is full, counts.h a device's counts, processes.h sessions, calls.h the
- * app's view. Layouts of kernel types are in kernel_types.h, its functions in symbols.h.
+ * records, rings.h how they leave, overflow.h
+ * what is added up when a ring is full, totals.h how, counts.h a device's counts, processes.h sessions, calls.h the app's
+ * view. Layouts of kernel types are in kernel_types.h, its functions in symbols.h.
  */
 #if !defined(LLMIO_BCC)
 #include <stdbool.h>
@@ -40,6 +41,7 @@
 #include "owner.h"
 #include "writers.h"
 #include "counts.h"
+#include "totals.h"
 #include "overflow.h"
 #include "rings.h"
 #include "output.h"
@@ -53,7 +55,6 @@
 #if defined(LLMIO_PLAIN)
 /* Ring records and ids are in no map's type: name them, so that the object's BTF holds them for the check at load. */
 const struct request_record *request_layout;
-const struct call_record *call_layout;
 const struct process_record *process_layout;
 const struct file_record *file_layout;
 const enum op op_ids;
@@ -61,7 +62,6 @@ const enum engine engine_ids;
 const enum io_path path_ids;
 const enum owner_kind owner_ids;
 const enum request_flag request_flag_ids;
-const enum call_flag call_flag_ids;
 const enum process_flag process_flag_ids;
 const enum file_flag file_flag_ids;
 const enum bucket_edge bucket_edge_ids;

@@ -100,31 +100,6 @@ struct ring_position {
 	__u8 released_line[56];
 };
 
-enum call_flag {
-	CALL_SUBMIT = 1,   /* handed requests to the kernel */
-	CALL_WAIT = 2,	   /* waited for completions */
-	CALL_POLLED = 4,   /* no call was made: one request that an SQPOLL thread took by itself */
-	CALL_BYTES_PART = 8, /* bytes holds only the part that could be read */
-};
-
-/* One io_submit, io_getevents, io_pgetevents or io_uring_enter call: what the app asked and how long it took. */
-struct call_record {
-	__u64 start_ns;
-	__u64 submitted_ns; /* end of its submitting part, 0 when it had none */
-	__u64 end_ns;
-	__u64 owner_start_ns;
-	__u64 read_bytes;
-	__u64 write_bytes;
-	__u32 tgid;
-	__u32 requests; /* accepted by the kernel */
-	__u32 reads;	/* of them */
-	__u32 writes;	/* of them */
-	__u32 reaped;	/* completions returned, libaio only */
-	__u8 engine;	/* enum engine */
-	__u8 flags;	/* enum call_flag */
-	__u16 reserved;
-};
-
 enum process_flag {
 	PROCESS_KERNEL_THREAD = 1,
 	PROCESS_FOLLOWED = 2, /* belongs to the session: asked for, or a descendant of one asked for */
@@ -196,10 +171,9 @@ struct device_counts {
 	__u64 lost_request_bytes[OPS]; /* whole requests', though parts of them may be known */
 };
 
-/* Records that found no room in their ring, per CPU: in the overflow tables, or not even there. */
+/* What found no room, per CPU: in its ring, in the tables, or not even there. */
 struct ring_losses {
 	__u64 overflowed_requests;
-	__u64 overflowed_calls;
 	__u64 lost_records; /* of requests and parts: in device_counts */
 	__u64 lost_calls;
 	__u64 processes; /* tried again at the next request of that process */
@@ -215,8 +189,7 @@ struct control {
 	__u64 followed_full; /* forks that found no room in `followed` */
 	__u32 running;
 	__u32 seen_epoch; /* starts at 1; entries introduced in an earlier epoch look into `seen` again */
-	__u32 requests_woken; /* a wake-up for that ring is under way; cleared by the reader */
-	__u32 calls_woken;
+	__u32 woken; /* a wake-up for a ring of requests is under way; cleared by the reader */
 	__u32 table_full; /* a start found no room in displaced_requests: from now on they go when they complete */
 	__u32 writers_epoch; /* starts at 1; counts changes in `writers` */
 	__u32 registers_offset; /* where a task's stack holds its saved registers; 0 until it was found out */
@@ -227,8 +200,9 @@ struct control {
 	__u32 rings_mask; /* of CPU numbers: which ring is a CPU's */
 	__u32 ring_slots; /* of each ring of requests, a power of two */
 	__u32 ring_bytes; /* of each, where they are BPF ring buffers */
-	__u32 calls_ring_bytes;
-	__u32 overflowed; /* the overflow tables, or device_counts.lost, have changed; cleared by the reader before it looks */
+	__u32 overflowed; /* the overflow table, or device_counts.lost, has changed; cleared by the reader before it looks */
+	__u32 called;	  /* the same of call_totals */
+	__u32 reserved;
 };
 
 #define USER_TICK_NS 10000000ULL /* USER_HZ, the unit of /proc/PID/stat, is 100 on x86-64 and arm64 */
@@ -274,14 +248,13 @@ struct overflow_totals {
 	__u32 reserved;
 };
 
-/* The same of calls. */
-struct call_overflow_key {
+/* Calls of the same process by the same engine; ring: by which its CPUs keep out of each other's way. */
+struct call_key {
 	__u64 owner_start_ns;
 	__u32 tgid;
 	__u32 ring;
 	__u8 engine;
-	__u8 flags; /* enum call_flag */
-	__u8 reserved[6];
+	__u8 reserved[7];
 };
 
 enum call_op {
@@ -291,18 +264,23 @@ enum call_op {
 	CALL_OPS,
 };
 
-struct call_overflow_totals {
-	__u64 records;
-	__u64 calls[CALL_OPS]; /* with requests of that op */
-	__u64 requests[CALL_OPS];
+/*
+ * What io_submit, io_getevents, io_pgetevents and io_uring_enter were asked for and how long they took, since the first of
+ * them; never reset. Buckets count modulo 2^32: their reader takes differences. An SQPOLL thread takes requests without a call.
+ */
+struct call_totals {
+	__u64 calls[CALL_OPS]; /* that handed over requests of that op */
+	__u64 requests[CALL_OPS]; /* accepted by the kernel */
 	__u64 submit_ns[CALL_OPS]; /* a call's, shared out by its requests */
+	__u64 parts[CALL_OPS]; /* calls of which not all bytes could be read */
+	__u64 polled; /* requests without a call */
 	__u64 read_bytes;
 	__u64 write_bytes;
-	__u64 reaped;
+	__u64 reaped; /* completions returned, libaio only */
 	__u64 wait_ns;
-	__u32 request_counts[CALL_BUCKETS]; /* requests a call */
+	__u32 request_counts[CALL_BUCKETS]; /* requests a call that hands over */
 	__u32 submit_counts[LATENCY_BUCKETS];
-	__u32 wait_counts[LATENCY_BUCKETS];
+	__u32 wait_counts[LATENCY_BUCKETS]; /* of calls that wait */
 };
 
 /* Before 6.5: a bio that is about to be made into a request, until that is issued. */

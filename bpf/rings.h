@@ -74,8 +74,8 @@ static __always_inline void commit(struct place *place)
 	__sync_lock_test_and_set(&place->slot->written, number + 1);
 #endif
 	/* A reader that polls is woken, once until it reads, when the ring is half full; looked at for one in 64. */
-	if (!(number & 63) && !control.requests_woken && number - place->position->released >= control.ring_slots / 2) {
-		control.requests_woken = 1;
+	if (!(number & 63) && !control.woken && number - place->position->released >= control.ring_slots / 2) {
+		control.woken = 1;
 		wake_reader();
 	}
 }
@@ -108,8 +108,8 @@ static __always_inline void commit(struct place *place)
 {
 	__u64 flags = BPF_RB_NO_WAKEUP, number = place->record->done_ns;
 
-	if (!((number ? number : bpf_ktime_get_ns()) & 63) && !control.requests_woken && buffer_is_half_full(place->ring)) {
-		control.requests_woken = 1;
+	if (!((number ? number : bpf_ktime_get_ns()) & 63) && !control.woken && buffer_is_half_full(place->ring)) {
+		control.woken = 1;
 		flags = BPF_RB_FORCE_WAKEUP;
 	}
 	bpf_ringbuf_submit(place->record, flags);

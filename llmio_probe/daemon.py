@@ -193,6 +193,7 @@ class Exporter:
             if now >= next_sweep:
                 self._manager.alive()
                 ended = self._identity.expire()
+                self._probe.give_back(self._identity.has_ended)
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
                 next_sweep = now + SWEEP_SECONDS

@@ -83,5 +83,3 @@ class Pipeline:
                 totals = totals[np.isin(totals["device"], self._devices)]
             owners, files = self._identity.resolve(totals), self._files.resolve(totals)
             self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
-        if len(batch.call_overflow):
-            self._series.add_call_overflow(batch.call_overflow, self._identity.resolve(batch.call_overflow))

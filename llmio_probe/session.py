@@ -235,6 +235,7 @@ class Session:
                 shown = now
             if now >= next_sweep:
                 self._identity.expire()
+                probe.give_back(self._identity.has_ended)
                 if following:
                     self._forget_ended(probe)
                 next_sweep = now + SWEEP_SECONDS

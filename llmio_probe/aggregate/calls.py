@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmio_probe.aggregate.buckets import (
-    LATENCY_EDGES,
-    LATENCY_EXPONENTS,
-    REQUESTS_EDGES,
-    REQUESTS_EXPONENTS,
-    bucket,
-)
+from llmio_probe.aggregate.buckets import LATENCY_EDGES, REQUESTS_EDGES
 from llmio_probe.aggregate.limit import folded
 from llmio_probe.aggregate.rows import CallDistributions, Distribution, Submission
 from llmio_probe.aggregate.table import Rows
-from llmio_probe.kernel.records import CallFlag, Engine, Op, Records
+from llmio_probe.kernel.records import Engine, Op, Records
 
 _OPS: tuple[Op | None, ...] = (*Op, None)
 _ENGINE_BITS = _OP_BITS = 3
@@ -48,57 +42,19 @@ class Calls:
             _ENGINE_BITS, lambda key: [(("call", key), CALL_SERIES)],
         )  # fmt: skip
 
-    def add(self, records: Records, owners: NDArray[np.int32]) -> None:
-        """Count calls. owners: shape (n,), the owner of each."""
-        if not len(records):
-            return
-        key = owners.astype(np.int64) << _ENGINE_BITS | records["engine"]
-        flags = records["flags"]
-        start, submitted, end = (records[name].astype(np.int64) for name in ("start_ns", "submitted_ns", "end_ns"))
-        polled = flags & CallFlag.POLLED != 0
-        submits = (flags & CallFlag.SUBMIT != 0) & (submitted > 0)
-        waits = flags & CallFlag.WAIT != 0
-        submit_ns = np.where(submits, submitted - start, 0)
-        wait_ns = np.where(waits, end - np.where(submits, submitted, start), 0)
-
-        rows = self._calls.find(key)
-        for chosen, field, values, exponents in (
-            (submits, "requests", records["requests"].astype(np.int64), REQUESTS_EXPONENTS),
-            (submits, "submit", submit_ns, LATENCY_EXPONENTS),
-            (waits, "wait", wait_ns, LATENCY_EXPONENTS),
-        ):
-            self._calls.add_at(field, rows[chosen], bucket(values[chosen], exponents))
-            self._calls.add(f"{field}_sum", rows[chosen], values[chosen])
-
-        requests, reads, writes = (records[name].astype(np.int64) for name in ("requests", "reads", "writes"))
-        others = requests - reads - writes
-        part = flags & CallFlag.BYTES_PART != 0
-        nothing = np.zeros(len(records), np.int64)
-        for op, count, size in (
-            (Op.READ, reads, records["read_bytes"]),
-            (Op.WRITE, writes, records["write_bytes"]),
-            (Op.OTHER, others, nothing),
-        ):
-            chosen, share = count > 0, count / np.maximum(requests, 1)
-            if op is Op.OTHER:  # calls that handed over nothing took their time too
-                empty = submits & (requests == 0)
-                chosen, share = chosen | empty, np.where(empty, 1.0, share)
-            self._add_submissions(key, chosen, op, ~polled, count, size, part, submit_ns * share, nothing)
-        self._add_submissions(key, waits, None, ~polled, records["reaped"], nothing, part & False, nothing, wait_ns)
-
-    def add_overflow(self, totals: Records, owners: NDArray[np.int32]) -> None:
-        """Count calls that were added up in the kernel: CALL_OVERFLOW rows, shape (k,), and the owner of each."""
+    def add(self, totals: Records, owners: NDArray[np.int32]) -> None:
+        """Count calls: CALL rows, shape (k,), and the owner of each."""
         if not len(totals):
             return
         key = owners.astype(np.int64) << _ENGINE_BITS | totals["engine"]
-        flags = totals["flags"]
-        polled, part = flags & CallFlag.POLLED != 0, flags & CallFlag.BYTES_PART != 0
-        submits, waits = flags & CallFlag.SUBMIT != 0, flags & CallFlag.WAIT != 0
-        records, wait_ns = totals["records"].astype(np.int64), totals["wait_ns"].astype(np.int64)
-        calls, requests, submit_ns = (totals[name].astype(np.int64) for name in ("calls", "requests", "submit_ns"))
+        calls, requests, submit_ns, parts = (
+            totals[name].astype(np.int64) for name in ("calls", "requests", "submit_ns", "parts")
+        )
+        polled, wait_ns = totals["polled"].astype(np.int64), totals["wait_ns"].astype(np.int64)
+        waits = totals["wait_counts"].sum(axis=1, dtype=np.int64)
         rows = self._calls.find(key)
         for field, counts, sums in (
-            ("requests", "request_counts", np.where(submits, requests.sum(axis=1), 0)),
+            ("requests", "request_counts", requests.sum(axis=1) - polled),
             ("submit", "submit_counts", submit_ns.sum(axis=1)),
             ("wait", "wait_counts", wait_ns),
         ):
@@ -108,23 +64,22 @@ class Calls:
         for column, (op, size) in enumerate(
             ((Op.READ, totals["read_bytes"]), (Op.WRITE, totals["write_bytes"]), (Op.OTHER, nothing))
         ):
+            chosen = (calls[:, column] > 0) | (requests[:, column] > 0)
             self._add_submissions(
-                key, calls[:, column] > 0, op, np.where(polled, 0, calls[:, column]), requests[:, column], size, part,
+                key, chosen, op, calls[:, column], requests[:, column], size, parts[:, column],
                 submit_ns[:, column], nothing,
             )  # fmt: skip
-        self._add_submissions(
-            key, waits, None, np.where(polled, 0, records), totals["reaped"], nothing, part & False, nothing, wait_ns
-        )
+        self._add_submissions(key, waits > 0, None, waits, totals["reaped"], nothing, nothing, nothing, wait_ns)
 
     def _add_submissions(
         self, key: Ints, chosen: NDArray[np.bool_], op: Op | None, calls: NDArray[Any], requests: NDArray[Any],
-        size: NDArray[Any], part: NDArray[np.bool_], submit_ns: NDArray[Any], wait_ns: NDArray[Any],
+        size: NDArray[Any], parts: NDArray[Any], submit_ns: NDArray[Any], wait_ns: NDArray[Any],
     ) -> None:  # fmt: skip
         if not chosen.any():
             return
         rows = self._submissions.find(key[chosen] << _OP_BITS | _OPS.index(op))
         for field, amounts in (
-            ("calls", calls), ("requests", requests), ("bytes", size), ("parts", part),
+            ("calls", calls), ("requests", requests), ("bytes", size), ("parts", parts),
             ("submit", submit_ns), ("wait", wait_ns),
         ):  # fmt: skip
             self._submissions.add(field, rows, amounts[chosen])

@@ -263,13 +263,9 @@ class Series:
                 chosen = groups == group
                 busy.setdefault(group, BusyTime()).add(starts[chosen], ends[chosen])
 
-    def add_calls(self, records: Records, owners: NDArray[np.int32]) -> None:
-        """Count calls. owners: shape (n,), the owner of each."""
-        self._calls.add(records, owners)
-
-    def add_call_overflow(self, totals: Records, owners: NDArray[np.int32]) -> None:
-        """Count calls that were added up in the kernel: CALL_OVERFLOW rows, and the owner of each."""
-        self._calls.add_overflow(totals, owners)
+    def add_calls(self, totals: Records, owners: NDArray[np.int32]) -> None:
+        """Count calls: CALL rows, shape (k,), and the owner of each."""
+        self._calls.add(totals, owners)
 
     def forget(self, owners: Collection[int]) -> None:
         """Drop the series of owners that have ended. What devices did stays."""

@@ -194,6 +194,11 @@ class Identity:
         known = self.owners.get(owner)
         return None if known is None or known.process is None else known.process.framework
 
+    def has_ended(self, tgid: int, start_ns: int) -> bool:
+        """Of a process in earlier records: as far as ``expire`` has noticed."""
+        known = self._known.get((tgid, start_ns))
+        return known is None or known.ended_at is not None
+
     def expire(self) -> list[int]:
         """Notice who ended. Returns and forgets the owner indexes of workers that ended more than grace seconds ago."""
         for known in self._known.values():

@@ -24,8 +24,7 @@ from llmio_probe.errors import ProbeError
 from llmio_probe.kernel import bcc_compiler
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loading import (
-    RINGS,
-    SLOT_MAPS,
+    PLAIN_MAPS,
     Loaded,
     LoadedMap,
     LoadedProgram,
@@ -169,17 +168,17 @@ def _warnings(missing: Sequence[str], options: ProbeOptions) -> list[str]:
 
 def _create_maps(
     libbpf: Libbpf, opened: ProbeObject, sizes: Mapping[str, int], cpus: int, stack: ExitStack
-) -> tuple[dict[str, LoadedMap], dict[str, list[LoadedMap]]]:
-    """The maps, and the rings in some of them."""
+) -> tuple[dict[str, LoadedMap], list[LoadedMap]]:
+    """The maps, and the rings in one of them."""
     maps = {}
     try:
-        rings = make_rings(libbpf, RINGS, cpus, stack)
+        rings = make_rings(libbpf, cpus, stack)
     except OSError as error:
         raise ProbeError(f"the BPF rings cannot be made ({error.strerror}): run as root") from None
     for name, item in opened.maps.items():
-        if name == SYMBOLS_MAP or name in SLOT_MAPS:  # addresses are constants of the programs
+        if name == SYMBOLS_MAP or name in PLAIN_MAPS:  # addresses are constants of the programs
             continue
-        inner = rings.get(name)
+        inner = rings if name == "requests_rings" else None
         entries = len(inner) if inner else sizes.get(name) or int(libbpf.bpf_map__max_entries(item))
         try:
             fd = _create(

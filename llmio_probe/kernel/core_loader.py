@@ -16,8 +16,8 @@ from llmio_probe.kernel.btf import VMLINUX_BTF, Btf, kernel_types
 from llmio_probe.kernel.functions import can_attach
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loading import (
-    RINGS,
-    SLOT_MAPS,
+    OTHER_MAPS,
+    PLAIN_MAPS,
     Loaded,
     LoadedMap,
     LoadedProgram,
@@ -56,8 +56,7 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         for program in opened.programs.keys() - wanted.values():
             libbpf.number("bpf_program__set_autoload", opened.programs[program], False)
         cpus = libbpf.number("libbpf_num_possible_cpus")
-        without = {"requests_rings"} if variant.plain else SLOT_MAPS
-        for name in without:
+        for name in OTHER_MAPS if variant.plain else PLAIN_MAPS:
             libbpf.number("bpf_map__set_autocreate", opened.maps.pop(name), False)
         for name, entries in map_sizes(options, variant.plain, variant.starts_with_bio, cpus).items():
             if name in opened.maps:
@@ -68,13 +67,14 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         if not whole:
             do_without_module_types()
         try:
-            rings = make_rings(libbpf, RINGS.keys() - without, cpus, stack)
-            for name, each in rings.items():
-                libbpf.number("bpf_map__set_max_entries", opened.maps[name], len(each))
-                libbpf.number("bpf_map__set_inner_map_fd", opened.maps[name], each[0].fd)
+            rings = [] if variant.plain else make_rings(libbpf, cpus, stack)
+            if rings:
+                outer = opened.maps["requests_rings"]
+                libbpf.number("bpf_map__set_max_entries", outer, len(rings))
+                libbpf.number("bpf_map__set_inner_map_fd", outer, rings[0].fd)
             libbpf.number("bpf_object__load", opened.address)
-            for name, each in rings.items():
-                fill_rings(libbpf, libbpf.number("bpf_map__fd", opened.maps[name]), each)
+            if rings:
+                fill_rings(libbpf, libbpf.number("bpf_map__fd", outer), rings)
         except OSError as error:
             raise _load_error(libbpf, error) from None
         return Loaded(

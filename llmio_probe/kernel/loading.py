@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
@@ -62,7 +62,7 @@ class LoadedMap:
 
 @dataclass
 class Loaded:
-    """Programs by name, maps by name, and the rings in those that hold one for each CPU or for each few.
+    """Programs by name, maps by name, and the BPF ring buffers in `requests_rings`, where that is one of them.
 
     Everything goes when ``close`` is called, or this process ends.
     """
@@ -72,7 +72,7 @@ class Loaded:
     """In words, for people."""
     programs: Mapping[str, LoadedProgram]
     maps: Mapping[str, LoadedMap]
-    rings: Mapping[str, Sequence[LoadedMap]]
+    rings: Sequence[LoadedMap]
     starts_with_bio: bool
     symbols_hidden: bool
     warnings: list[str] = field(default_factory=list)
@@ -134,11 +134,11 @@ class ProbeObject:
 SLOTS = 1 << 17
 """Of all rings together, 96 bytes each: 12 MiB. A reader is woken when any ring is half full: at 250,000 requests/s
 from one CPU of two after 0.13 s."""
-SLOT_MAPS = frozenset({"request_slots", "ring_positions"})
-"""Of the plain variant alone; RINGS are for the others (bpf/rings.h)."""
-RINGS = {"requests_rings": 8 << 20, "calls_rings": 2 << 20}
-"""Maps of BPF ring buffers, and the bytes of their rings together: 87,381 requests, 26,214 calls (at depth 1, two a
-request); from 33 CPUs on more, since no ring is smaller than RING_LEAST_BYTES."""
+RINGS_BYTES = 8 << 20
+"""Of all rings together where they are BPF ring buffers: 87,381 requests."""
+PLAIN_MAPS = frozenset({"request_slots", "ring_positions", "call_states"})
+OTHER_MAPS = frozenset({"requests_rings", "calls", "walks"})
+"""What only the plain variant has, and what only the others have (bpf/variant.h)."""
 RINGS_MAX = 64  # bpf/maps.h
 RING_LEAST_BYTES = 64 << 10
 """The largest page of any machine: a ring is a whole number of pages, and a power of two."""
@@ -150,22 +150,20 @@ def ring_count(cpus: int) -> int:
     return min(1 << (max(cpus, 1) - 1).bit_length(), RINGS_MAX)
 
 
-def ring_bytes(total: int, count: int) -> int:
-    """Of each of so many rings that have so many bytes together."""
-    return max(total // count, RING_LEAST_BYTES)
+def ring_bytes(count: int) -> int:
+    """Of each of so many rings."""
+    return max(RINGS_BYTES // count, RING_LEAST_BYTES)
 
 
-def make_rings(libbpf: Libbpf, names: Collection[str], cpus: int, stack: ExitStack) -> dict[str, list[LoadedMap]]:
-    """The rings of those maps in RINGS; closed with the stack. OSError when the kernel refuses."""
+def make_rings(libbpf: Libbpf, cpus: int, stack: ExitStack) -> list[LoadedMap]:
+    """BPF ring buffers; closed with the stack. OSError when the kernel refuses."""
     count = ring_count(cpus)
-    made: dict[str, list[LoadedMap]] = {}
-    for name in names:
-        total = RINGS[name]
-        size = ring_bytes(total, count)
-        for _ in range(count):
-            fd = libbpf.number("bpf_map_create", _RING, name.removesuffix("s").encode(), 0, 0, size, None)
-            stack.callback(os.close, fd)
-            made.setdefault(name, []).append(LoadedMap(fd, size))
+    size = ring_bytes(count)
+    made = []
+    for _ in range(count):
+        fd = libbpf.number("bpf_map_create", _RING, b"requests_ring", 0, 0, size, None)
+        stack.callback(os.close, fd)
+        made.append(LoadedMap(fd, size))
     return made
 
 
@@ -186,7 +184,7 @@ def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool, cpus: i
     overflow = max(OVERFLOW_LEAST, OVERFLOW_A_RING * ring_count(cpus))
     return {
         "overflow": overflow,
-        "call_overflow": overflow // 4,
+        "call_totals": overflow // 2,
         **({} if options.follow else {"followed": 1}),
         "request_slots": SLOTS,
         "requests": 1 << (options.request_entries - 1).bit_length() if plain else 1,  # found by a mask

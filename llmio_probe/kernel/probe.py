@@ -8,25 +8,26 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.atomics import Atomics
+from llmio_probe.kernel.calls import Calls
 from llmio_probe.kernel.files import file_sight
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loaders import load as load_fitting
-from llmio_probe.kernel.loading import RINGS, SLOTS, LoadedMap, Loader, ProbeOptions, ring_bytes, ring_count
+from llmio_probe.kernel.loading import SLOTS, LoadedMap, Loader, ProbeOptions, ring_bytes, ring_count
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.program_info import ProgramRuns, program_runs
 from llmio_probe.kernel.records import (
-    CALL,
-    CALL_OVERFLOW_KEY,
-    CALL_OVERFLOW_TOTALS,
+    CALL_KEY,
+    CALL_TOTALS,
     CONTROL,
     DEVICE_COUNTS,
     MADE_BIO,
@@ -114,10 +115,7 @@ class Probe:
         libbpf = self._libbpf
         cpus = libbpf.number("libbpf_num_possible_cpus")
         self._rings = ring_count(cpus)
-        self._request_rings = (
-            self._open_slots() if "request_slots" in self._loaded.maps else self._open_rings("requests_rings", REQUEST)
-        )
-        self._call_rings = self._open_rings("calls_rings", CALL)
+        self._request_rings = self._open_rings() if self._loaded.rings else self._open_slots()
         self._processes_ring = Ring(self._ring_memory("processes_ring"), PROCESS, self._atomics)
         self._files_ring = BytesRing(self._ring_memory("files_ring"), self._atomics)
         u4, u8 = np.dtype("u4"), np.dtype("u8")
@@ -134,18 +132,17 @@ class Probe:
         self._control = np.frombuffer(mmap.mmap(self._fd(".data.control"), mmap.PAGESIZE), CONTROL, 1)
         self._overflow = Overflow(
             Table(libbpf, self._fd("overflow"), OVERFLOW_KEY, OVERFLOW_TOTALS),
-            Table(libbpf, self._fd("call_overflow"), CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
             self._counts,
             self._slots,
             self._control,
         )
+        self._calls = Calls(Table(libbpf, self._fd("call_totals"), CALL_KEY, CALL_TOTALS), self._control)
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio
         self._control["rings_mask"] = self._rings - 1
         self._control["ring_slots"] = SLOTS // self._rings
-        self._control["ring_bytes"] = ring_bytes(RINGS["requests_rings"], self._rings)
-        self._control["calls_ring_bytes"] = self._loaded.rings["calls_rings"][0].max_entries
+        self._control["ring_bytes"] = ring_bytes(self._rings)
         # All maps have their room from the start, and before 5.14 who gives up being root cannot ask later.
         self._memory = {name: self._memory_of(name) for name in self._loaded.maps}
 
@@ -154,9 +151,9 @@ class Probe:
         positions = map_array(self._fd("ring_positions"), RING_POSITION, self._rings, writable=True)
         return SlotRings(slots, positions, self._atomics)
 
-    def _open_rings(self, name: str, dtype: np.dtype[Any]) -> Rings:
-        rings = self._loaded.rings[name]
-        return Rings([Ring(map_ring(ring.fd, ring.max_entries), dtype, self._atomics) for ring in rings], dtype)
+    def _open_rings(self) -> Rings:
+        memories = [map_ring(ring.fd, ring.max_entries) for ring in self._loaded.rings]
+        return Rings([Ring(memory, REQUEST, self._atomics) for memory in memories], REQUEST)
 
     def _ring_memory(self, name: str) -> RingMemory:
         return map_ring(self._fd(name), self._loaded.maps[name].max_entries)
@@ -227,22 +224,32 @@ class Probe:
     @property
     def wake_fds(self) -> list[int]:
         """Readable, edge-triggered, when a ring is half full or a process or a file is new."""
-        rings = [ring.fd for each in self._loaded.rings.values() for ring in each]
-        return [*rings, self._fd("processes_ring"), self._fd("files_ring")]
+        return [*(ring.fd for ring in self._loaded.rings), self._fd("processes_ring"), self._fd("files_ring")]
 
     def read(self) -> Batch:
-        """Everything that is complete in the rings, and what was added up because one was full.
+        """Everything that is complete in the rings, what was added up because one was full, and what was asked for.
+
+        ProbeError where a table may not be read.
 
         Requests come before processes and files: those are introduced before their first request finishes, so whoever
         is in ``requests`` is also in this or an earlier ``processes``. In the order of the rings, each about in the
         order of completion.
         """
-        requests, calls = self._request_rings.read(), self._call_rings.read()
-        self._control["requests_woken"] = self._control["calls_woken"] = 0
-        overflow, call_overflow = self._overflow.read()
+        requests = self._request_rings.read()
+        self._control["woken"] = 0
+        try:
+            overflow, calls = self._overflow.read(), self._calls.read()
+        except OSError as error:
+            raise ProbeError(
+                f"the programs' tables cannot be read ({error.strerror}): before Linux 5.19 give CAP_BPF"
+            ) from None
         processes = self._processes_ring.read()
         files = [file_sight(record) for record in self._files_ring.read()]
-        return Batch(requests, calls, processes, files, overflow, call_overflow)
+        return Batch(requests, calls, processes, files, overflow)
+
+    def give_back(self, has_ended: Callable[[int, int], bool]) -> None:
+        """Make room in tables: which processes, by pid and start in nanoseconds, have ended?"""
+        self._calls.give_back(has_ended)
 
     def follow(self, pid: int, start_ticks: int) -> None:
         """The process and all its descendants from now on belong to the session."""
@@ -279,14 +286,11 @@ class Probe:
             Losses(
                 losses["lost_records"], losses["lost_calls"], losses["processes"],
                 {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
-                losses["files"], losses["overflowed_requests"], losses["overflowed_calls"],
+                losses["files"], losses["overflowed_requests"],
             ),
             dict(self._memory),
             dict(self._program_costs),
-            {
-                "requests": self._request_rings.peak,
-                "calls": self._call_rings.peak,
-            },
+            {"requests": self._request_rings.peak},
         )  # fmt: skip
 
     def shortages(self) -> list[str]:
@@ -327,7 +331,7 @@ class Probe:
 
     def _memory_of(self, name: str) -> int:
         """Bytes of a map, with the rings in it."""
-        rings = self._loaded.rings.get(name, ())
+        rings = self._loaded.rings if name == "requests_rings" else ()
         return _map_memory(name, self._loaded.maps[name]) + sum(_map_memory("a_ring", ring) for ring in rings)
 
     # --- what we cost

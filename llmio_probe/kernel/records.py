@@ -67,13 +67,6 @@ class FileFlag(IntFlag):
     CUT = 4
 
 
-class CallFlag(IntFlag):
-    SUBMIT = 1
-    WAIT = 2
-    POLLED = 4
-    BYTES_PART = 8
-
-
 class BucketEdge(IntEnum):
     """The one bucket rule: bucket n holds (2^(n-1), 2^n]. Of the first and the last n; what is more is in +Inf."""
 
@@ -127,25 +120,6 @@ RING_POSITION = np.dtype(
     [("reserved", "u8"), ("reserved_line", "u1", (56,)), ("released", "u8"), ("released_line", "u1", (56,))]
 )
 
-CALL = np.dtype(
-    [
-        ("start_ns", "u8"),
-        ("submitted_ns", "u8"),
-        ("end_ns", "u8"),
-        ("owner_start_ns", "u8"),
-        ("read_bytes", "u8"),
-        ("write_bytes", "u8"),
-        ("tgid", "u4"),
-        ("requests", "u4"),
-        ("reads", "u4"),
-        ("writes", "u4"),
-        ("reaped", "u4"),
-        ("engine", "u1"),
-        ("flags", "u1"),
-        ("reserved", "u2"),
-    ]
-)
-
 PROCESS = np.dtype(
     [
         ("time_ns", "u8"),
@@ -177,7 +151,6 @@ DEVICE_COUNTS = np.dtype(
 RING_LOSSES = np.dtype(
     [
         ("overflowed_requests", "u8"),
-        ("overflowed_calls", "u8"),
         ("lost_records", "u8"),
         ("lost_calls", "u8"),
         ("processes", "u8"),
@@ -281,26 +254,20 @@ OVERFLOW_TOTALS = np.dtype(
     ]
 )
 
-CALL_OVERFLOW_KEY = np.dtype(
-    [
-        ("owner_start_ns", "u8"),
-        ("tgid", "u4"),
-        ("ring", "u4"),
-        ("engine", "u1"),
-        ("flags", "u1"),
-        ("reserved", "u1", (6,)),
-    ]
+CALL_KEY = np.dtype(
+    [("owner_start_ns", "u8"), ("tgid", "u4"), ("ring", "u4"), ("engine", "u1"), ("reserved", "u1", (7,))]
 )
 
 CALL_OPS = 3
-"""Reads, writes, others: the columns of a call's totals by op (enum call_op)."""
+"""Reads, writes, others: the columns of calls' totals by op (enum call_op)."""
 
-CALL_OVERFLOW_TOTALS = np.dtype(
+CALL_TOTALS = np.dtype(
     [
-        ("records", "u8"),
         ("calls", "u8", (CALL_OPS,)),
         ("requests", "u8", (CALL_OPS,)),
         ("submit_ns", "u8", (CALL_OPS,)),
+        ("parts", "u8", (CALL_OPS,)),
+        ("polled", "u8"),
         ("read_bytes", "u8"),
         ("write_bytes", "u8"),
         ("reaped", "u8"),
@@ -317,8 +284,7 @@ CONTROL = np.dtype(
         ("followed_full", "u8"),
         ("running", "u4"),
         ("seen_epoch", "u4"),
-        ("requests_woken", "u4"),
-        ("calls_woken", "u4"),
+        ("woken", "u4"),
         ("table_full", "u4"),
         ("writers_epoch", "u4"),
         ("registers_offset", "u4"),
@@ -329,8 +295,9 @@ CONTROL = np.dtype(
         ("rings_mask", "u4"),
         ("ring_slots", "u4"),
         ("ring_bytes", "u4"),
-        ("calls_ring_bytes", "u4"),
         ("overflowed", "u4"),
+        ("called", "u4"),
+        ("reserved", "u4"),
     ]
 )
 
@@ -340,7 +307,6 @@ LAYOUTS: dict[str, np.dtype[Any]] = {
     "request_record": REQUEST,
     "request_slot": REQUEST_SLOT,
     "ring_position": RING_POSITION,
-    "call_record": CALL,
     "process_record": PROCESS,
     "file_record": FILE,
     "device_counts": DEVICE_COUNTS,
@@ -351,8 +317,8 @@ LAYOUTS: dict[str, np.dtype[Any]] = {
     "made_bio": MADE_BIO,
     "overflow_key": OVERFLOW_KEY,
     "overflow_totals": OVERFLOW_TOTALS,
-    "call_overflow_key": CALL_OVERFLOW_KEY,
-    "call_overflow_totals": CALL_OVERFLOW_TOTALS,
+    "call_key": CALL_KEY,
+    "call_totals": CALL_TOTALS,
     "control": CONTROL,
 }
 """C struct name to dtype, for the check at load."""
@@ -363,7 +329,6 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "io_path": ("PATH_", Path),
     "owner_kind": ("OWNER_", OwnerKind),
     "request_flag": ("REQUEST_", RequestFlag),
-    "call_flag": ("CALL_", CallFlag),
     "process_flag": ("PROCESS_", ProcessFlag),
     "file_flag": ("FILE_", FileFlag),
     "bucket_edge": ("BUCKET_", BucketEdge),
@@ -384,8 +349,8 @@ OVERFLOW = np.dtype([*_flat(OVERFLOW_KEY, OVERFLOW_TOTALS).descr, ("made_ns", "u
 Fields are named as in REQUEST where they mean the same; requests, bytes, request_bytes, requeues and all ``*_ns`` but
 these two are sums. made_ns, done_ns: when the last of them was done, about; that much is known of when they were."""
 
-CALL_OVERFLOW = _flat(CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS)
-"""The same of calls."""
+CALL = _flat(CALL_KEY, CALL_TOTALS)
+"""Calls of a process by an engine, added up in the kernel: what came since the last look."""
 
 
 @dataclass(frozen=True)
@@ -411,13 +376,12 @@ class FileSight:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pass over the rings brought: structured arrays, copied out of the rings, and files seen first.
+    """What one pass brought: structured arrays, copied out of the rings and tables, and files seen first.
 
-    overflow, call_overflow: what found no room in the rings, as totals."""
+    overflow: requests that found no room in the rings, as totals."""
 
     requests: Records = field(default_factory=lambda: np.empty(0, REQUEST))
     calls: Records = field(default_factory=lambda: np.empty(0, CALL))
     processes: Records = field(default_factory=lambda: np.empty(0, PROCESS))
     files: list[FileSight] = field(default_factory=list)
     overflow: Records = field(default_factory=lambda: np.empty(0, OVERFLOW))
-    call_overflow: Records = field(default_factory=lambda: np.empty(0, CALL_OVERFLOW))

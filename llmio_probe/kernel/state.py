@@ -27,7 +27,7 @@ class Losses:
     """What did not reach user space as a record: requests and calls of which only totals are left, or not even a name.
 
     missed_probes: runs that the kernel skipped, by program; empty where it does not count them (before 5.12).
-    overflowed_requests, overflowed_calls: added up by owner, file and so on, so that totals are exact.
+    overflowed_requests: added up by owner, file and so on, so that totals are exact.
     """
 
     requests: int
@@ -36,7 +36,6 @@ class Losses:
     missed_probes: dict[str, int]
     files: int = 0
     overflowed_requests: int = 0
-    overflowed_calls: int = 0
 
 
 @dataclass(frozen=True)

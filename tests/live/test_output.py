@@ -24,11 +24,9 @@ import pytest
 from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, SIZE_EXPONENTS, bucket
 from llmio_probe.kernel.atomics import Atomics
 from llmio_probe.kernel.libbpf import Libbpf
-from llmio_probe.kernel.loading import RINGS, SLOTS, fill_rings, make_rings, ring_bytes, ring_count
+from llmio_probe.kernel.loading import SLOTS, fill_rings, make_rings, ring_bytes, ring_count
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.records import (
-    CALL_OVERFLOW_KEY,
-    CALL_OVERFLOW_TOTALS,
     CONTROL,
     DEVICE_COUNTS,
     OVERFLOW_KEY,
@@ -63,12 +61,12 @@ class Kernel:
     ) -> None:
         self._libbpf = libbpf
         maps = {libbpf.bpf_map__name(item).decode(): item for item in libbpf.each("bpf_object__next_map", opened)}
-        rings = make_rings(libbpf, maps.keys() & RINGS, CPUS, stack)
+        rings = [] if plain else make_rings(libbpf, CPUS, stack)
         if plain:
             libbpf.number("bpf_map__set_max_entries", maps["request_slots"], SLOTS)
-        for name, each in rings.items():
-            libbpf.number("bpf_map__set_max_entries", maps[name], len(each))
-            libbpf.number("bpf_map__set_inner_map_fd", maps[name], each[0].fd)
+        else:
+            libbpf.number("bpf_map__set_max_entries", maps["requests_rings"], len(rings))
+            libbpf.number("bpf_map__set_inner_map_fd", maps["requests_rings"], rings[0].fd)
         if overflow_entries:
             libbpf.number("bpf_map__set_max_entries", maps["overflow"], overflow_entries)
         programs = {libbpf.bpf_program__name(item): item for item in libbpf.each("bpf_object__next_program", opened)}
@@ -76,8 +74,6 @@ class Kernel:
             libbpf.number("bpf_program__set_autoload", item, name == b"push")
         libbpf.number("bpf_object__load", opened)
         fds = {name: libbpf.number("bpf_map__fd", item) for name, item in maps.items()}
-        for name, each in rings.items():
-            fill_rings(libbpf, fds[name], each)
         count = ring_count(CPUS)
         self.rings: SlotRings | Rings
         if plain:
@@ -86,13 +82,14 @@ class Kernel:
             self.rings = SlotRings(slots, positions, Atomics())
             self.room = SLOTS // count
         else:
-            buffers = [map_ring(ring.fd, ring.max_entries) for ring in rings["requests_rings"]]
+            fill_rings(libbpf, fds["requests_rings"], rings)
+            buffers = [map_ring(ring.fd, ring.max_entries) for ring in rings]
             self.rings = Rings([Ring(buffer, REQUEST, Atomics()) for buffer in buffers], REQUEST)
             self.room = buffers[0].size // (8 + REQUEST.itemsize)
         control = np.frombuffer(mmap.mmap(fds[".data.control"], mmap.PAGESIZE), CONTROL, 1)
         control["rings_mask"] = count - 1
         control["ring_slots"] = SLOTS // count
-        control["ring_bytes"] = ring_bytes(RINGS["requests_rings"], count)
+        control["ring_bytes"] = ring_bytes(count)
         u4 = np.dtype("u4")
         cpus = libbpf.number("libbpf_num_possible_cpus")
         self.losses = Table(libbpf, fds["ring_losses"], u4, RING_LOSSES, cpus)
@@ -100,7 +97,6 @@ class Kernel:
         self._slots.put(DEVICE, 1)  # claimed when a request begins
         self.overflow = Overflow(
             Table(libbpf, fds["overflow"], OVERFLOW_KEY, OVERFLOW_TOTALS),
-            Table(libbpf, fds["call_overflow"], CALL_OVERFLOW_KEY, CALL_OVERFLOW_TOTALS),
             Table(libbpf, fds["device_counts"], u4, DEVICE_COUNTS, cpus),
             self._slots,
             control,
@@ -108,7 +104,7 @@ class Kernel:
         self._program = libbpf.number("bpf_program__fd", programs[b"push"])
         self._waiter = select.epoll()
         stack.callback(self._waiter.close)
-        for fd in (fds["processes_ring"], *(ring.fd for ring in rings.get("requests_rings", ()))):
+        for fd in (fds["processes_ring"], *(ring.fd for ring in rings)):
             self._waiter.register(fd, select.EPOLLIN | select.EPOLLET)
         self._run = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_test_run_opts
 
@@ -193,7 +189,7 @@ def test_two_cpus_write_into_a_ring_each_at_the_same_time(kernel: Kernel) -> Non
     found = kernel.rings.read()  # ring by ring
     assert found["hw_queue"].tolist() == [cpu for cpu in range(len(writers)) for _ in range(count)]
     assert found["sector"].tolist() == list(range(count)) * len(writers)
-    assert len(kernel.overflow.read()[0]) == 0
+    assert len(kernel.overflow.read()) == 0
 
 
 def test_rings_that_wrap_lose_and_repeat_nothing(kernel: Kernel) -> None:
@@ -206,7 +202,7 @@ def test_rings_that_wrap_lose_and_repeat_nothing(kernel: Kernel) -> None:
         found += kernel.rings.read()["sector"].tolist()
     writer.join()
     found += kernel.rings.read()["sector"].tolist()
-    overflowed = sum(kernel.overflow.read()[0]["requests"].tolist())
+    overflowed = sum(kernel.overflow.read()["requests"].tolist())
     assert len(found) + overflowed == count
     assert found == sorted(set(found))
     assert kernel.rings.peak <= 1
@@ -234,7 +230,7 @@ def test_what_finds_no_room_is_counted_in_the_same_buckets_as_a_request(kernel: 
         kernel.push(request(bytes=size, tgid=12), 7)
     for ns in TIMES:
         kernel.push(request(tgid=13, issued_ns=1000 + ns, done_ns=1000 + 3 * ns), 5)
-    rows, _ = kernel.overflow.read()
+    rows = kernel.overflow.read()
     [sizes], [times] = rows[rows["tgid"] == 12], rows[rows["tgid"] == 13]
     assert sizes["requests"] == 7 * len(EDGES)
     assert sizes["bytes"] == sizes["request_bytes"] == 7 * sum(EDGES)
@@ -262,7 +258,7 @@ def test_all_that_user_space_tells_apart_is_told_apart(kernel: Kernel) -> None:
     same: list[dict[str, int]] = [{}, {"bio": 77}, {"flags": RequestFlag.SYNC}, {"issues": 3}]
     for fields in same + different:
         kernel.push(request(**fields), 2)
-    rows, _ = kernel.overflow.read()
+    rows = kernel.overflow.read()
     assert len(rows) == 1 + len(different)
     assert sorted(rows["requests"].tolist()) == [2] * len(different) + [2 * len(same)]
     assert rows["requeues"].sum() == 4
@@ -274,7 +270,7 @@ def test_a_part_is_no_request_and_a_request_without_times_has_no_latency(kernel:
     nothing = {"made_ns": 0, "issued_ns": 0, "done_ns": 0}
     kernel.push(request(part=1, **nothing), 3)
     kernel.push(request(done_ns=0, flags=RequestFlag.EXPIRED), 2)
-    rows, _ = kernel.overflow.read()
+    rows = kernel.overflow.read()
     part, whole = sorted(rows, key=lambda row: row["flags"] & RequestFlag.PART == 0)
     assert (part["requests"], part["bytes"], part["size_counts"].sum()) == (3, 3 * 4096, 0)
     assert (whole["requests"], whole["size_counts"].sum()) == (2, 2)
@@ -288,7 +284,7 @@ def test_with_that_table_full_too_the_devices_totals_still_add_up(kernel: Kernel
     owners = range(100, 120)
     for tgid in owners:
         kernel.push(request(tgid=tgid, op=Op.WRITE), 3)
-    rows, _ = kernel.overflow.read()
+    rows = kernel.overflow.read()
     assert kernel.lost() > 0
     assert rows["requests"].sum() == 3 * len(owners)
     assert rows["bytes"].sum() == 3 * len(owners) * 4096

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.harness import HANG, Disk, Live, Watched, fio, fio_totals, watch, whole
+from llmio_probe.kernel.probe import Probe
+from llmio_probe.options import probe_options
+from tests.live.harness import HANG, Disk, Live, Watched, fio, fio_totals, run, watch, whole
 
 REQUESTS = 10007
 WORKLOAD = Path(__file__).parent / "workload.py"
@@ -84,6 +86,26 @@ def test_the_calls_say_what_was_asked(loop_disk: Disk, tmp_path: Path) -> None:
         assert rows[None]["wait_seconds"] > 0
         if engine == "libaio":
             assert rows[None]["requests"] == sum(requests for requests, _ in totals.values())
+
+
+def test_calls_of_who_has_ended_give_back_their_room_when_they_have_been_read(loop_disk: Disk, tmp_path: Path) -> None:
+    """The daemon's table has to last for months."""
+    report = tmp_path / "fio.json"
+    job = fio(
+        loop_disk, "--direct=1", "--rw=randread", "--bs=4k", "--ioengine=libaio", requests=REQUESTS, report=report
+    )
+    with Probe(probe_options()) as probe:
+        probe.start()
+        found: list[int] = []
+        for _ in range(3):
+            run(*job)
+            calls = probe.read().calls
+            found.append(int(calls["requests"][:, 0].sum()))
+            probe.give_back(lambda pid, start_ns: not Path(f"/proc/{pid}").exists())
+        assert len(json.loads(run("bpftool", "-j", "map", "dump", "name", "call_totals"))) > 0
+        assert not len(probe.read().calls)
+        assert json.loads(run("bpftool", "-j", "map", "dump", "name", "call_totals")) == []
+    assert found == [REQUESTS] * 3
 
 
 def test_sqpoll_requests_are_asked_for_without_calls(loop_disk: Disk, tmp_path: Path) -> None:

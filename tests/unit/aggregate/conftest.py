@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntFlag
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, REQUESTS_EXPONENTS, bucket
 from llmio_probe.aggregate.series import Series
-from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, Path, Records, RequestFlag
+from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, Path, Records, RequestFlag
 
 DISK = 259 << 20
 US = 1000
@@ -40,16 +42,55 @@ def parts(count: int = 1, **fields: Any) -> Records:
     return requests(count, **(nothing | usual | fields))
 
 
+class CallFlag(IntFlag):
+    """As bpf/calls.h tells calls apart."""
+
+    SUBMIT = 1
+    WAIT = 2
+    POLLED = 4
+    BYTES_PART = 8
+
+
 def calls(count: int = 1, **fields: Any) -> Records:
-    """io_submit of 32 reads of 4 KiB that took 50 us."""
-    records = np.zeros(count, CALL)
+    """io_submit of 32 reads of 4 KiB that took 50 us: the totals of each, as bpf/calls.h adds them up.
+
+    A field is one value or one a call.
+    """
     usual = {
-        "start_ns": 1000 * US, "submitted_ns": 1050 * US, "end_ns": 1050 * US, "requests": 32, "reads": 32,
-        "read_bytes": 32 * 4096, "engine": Engine.LIBAIO, "flags": CallFlag.SUBMIT,
+        "start_ns": 1000 * US, "submitted_ns": 1050 * US, "end_ns": 1050 * US, "requests": 32, "reads": 32, "writes": 0,
+        "read_bytes": 32 * 4096, "write_bytes": 0, "engine": Engine.LIBAIO, "flags": CallFlag.SUBMIT, "reaped": 0,
     }  # fmt: skip
-    for name, value in (usual | fields).items():
-        records[name] = value
-    return records
+    made = {name: np.broadcast_to(value, count).tolist() for name, value in (usual | fields).items()}
+    return np.concatenate([_totals({name: values[i] for name, values in made.items()}) for i in range(count)])
+
+
+def _totals(call: dict[str, int]) -> Records:
+    totals = np.zeros(1, CALL)
+    for name in ("read_bytes", "write_bytes", "engine", "reaped"):
+        totals[name] = call[name]
+    flags, requests = call["flags"], call["requests"]
+    submits = bool(flags & CallFlag.SUBMIT and call["submitted_ns"])
+    submit_ns = call["submitted_ns"] - call["start_ns"] if submits else 0
+    if submits:
+        totals["request_counts"][0, bucket_of(requests, REQUESTS_EXPONENTS)] = 1
+        totals["submit_counts"][0, bucket_of(submit_ns, LATENCY_EXPONENTS)] = 1
+    others = requests - call["reads"] - call["writes"]
+    for column, of_op in enumerate((call["reads"], call["writes"], others)):
+        if of_op or (column == 2 and submits and not requests):
+            totals["calls"][0, column] = not flags & CallFlag.POLLED
+            totals["parts"][0, column] = bool(flags & CallFlag.BYTES_PART)
+            totals["requests"][0, column] = of_op
+            totals["submit_ns"][0, column] = submit_ns * of_op // requests if requests else submit_ns
+    if flags & CallFlag.POLLED:
+        totals["polled"] = requests
+    if flags & CallFlag.WAIT:
+        totals["wait_ns"] = call["end_ns"] - (call["submitted_ns"] if submits else call["start_ns"])
+        totals["wait_counts"][0, bucket_of(totals["wait_ns"][0], LATENCY_EXPONENTS)] = 1
+    return totals
+
+
+def bucket_of(value: Any, exponents: tuple[int, int]) -> int:
+    return int(bucket(np.array([value], np.float64), exponents)[0])
 
 
 def owned(records: Records, owner: int = 2) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, REQUESTS_EXPONENTS, SIZE_EXPONENTS, bucket
+from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, SIZE_EXPONENTS
 from llmio_probe.aggregate.busy import BusyTime
 from llmio_probe.aggregate.rows import STAGES, Percentiles
 from llmio_probe.aggregate.series import Series
 from llmio_probe.kernel.records import (
-    CALL_OVERFLOW,
     OVERFLOW,
-    CallFlag,
     Engine,
     Op,
     OwnerKind,
@@ -23,7 +21,7 @@ from llmio_probe.kernel.records import (
     Records,
     RequestFlag,
 )
-from tests.unit.aggregate.conftest import DISK, MS, US, calls, owned, parts, requests
+from tests.unit.aggregate.conftest import DISK, MS, US, bucket_of, owned, parts, requests
 
 KEY = (
     "owner_start_ns", "inode", "inode_generation", "file_device", "tgid", "engine", "path", "owner", "shared", "device",
@@ -57,33 +55,6 @@ def added_up(records: Records) -> Records:
                 row[f"{stage}_ns"] += end - start
                 row[f"{stage}_counts"][0, bucket_of(end - start, LATENCY_EXPONENTS)] += 1
     return np.concatenate(list(rows.values()))
-
-
-def calls_added_up(records: Records) -> Records:
-    rows = np.zeros(len(records), CALL_OVERFLOW)
-    for row, call in zip(rows, records, strict=True):
-        for name in ("owner_start_ns", "tgid", "engine", "flags", "read_bytes", "write_bytes", "reaped"):
-            row[name] = call[name]
-        start, submitted, end = (int(call[name]) for name in ("start_ns", "submitted_ns", "end_ns"))
-        row["records"] = 1
-        submits = call["flags"] & CallFlag.SUBMIT and submitted
-        if submits:
-            row["request_counts"][bucket_of(call["requests"], REQUESTS_EXPONENTS)] = 1
-            row["submit_counts"][bucket_of(submitted - start, LATENCY_EXPONENTS)] = 1
-        others = int(call["requests"]) - int(call["reads"]) - int(call["writes"])
-        for column, count in enumerate((int(call["reads"]), int(call["writes"]), others)):
-            if count or (column == 2 and submits and not call["requests"]):
-                row["calls"][column], row["requests"][column] = 1, count
-                share = count / call["requests"] if call["requests"] else 1
-                row["submit_ns"][column] = (submitted - start) * share if submits else 0
-        if call["flags"] & CallFlag.WAIT:
-            row["wait_ns"] = end - (submitted if submits else start)
-            row["wait_counts"][bucket_of(row["wait_ns"], LATENCY_EXPONENTS)] = 1
-    return rows
-
-
-def bucket_of(value: Any, exponents: tuple[int, int]) -> int:
-    return int(bucket(np.array([value], np.float64), exponents)[0])
 
 
 def mixed() -> Records:
@@ -187,26 +158,6 @@ def test_what_has_no_buckets_counts_all_the_same(series: Series) -> None:
     assert (use.requests, use.bytes) == (3, 9000)
     [distributions] = series.request_distributions()
     assert (distributions.size_bytes.count, distributions.size_bytes.sum) == (0, 0)
-
-
-def test_calls_count_as_their_records_would() -> None:
-    records = np.concatenate(
-        [
-            calls(3),
-            calls(2, requests=8, reads=4, writes=2, write_bytes=2 * 512),
-            calls(1, requests=0, reads=0, read_bytes=0),
-            calls(2, requests=0, reads=0, read_bytes=0, submitted_ns=0, reaped=5, flags=CallFlag.WAIT),
-            calls(1, engine=Engine.IO_URING, end_ns=3000 * US, flags=CallFlag.SUBMIT | CallFlag.WAIT),
-            calls(1, engine=Engine.IO_URING, requests=1, reads=1, flags=CallFlag.POLLED),
-            calls(1, engine=Engine.IO_URING, flags=CallFlag.SUBMIT | CallFlag.BYTES_PART),
-        ]
-    )
-    one, other = Series(detail=False), Series(detail=False)
-    one.add_calls(records, owned(records))
-    rows = calls_added_up(records)
-    other.add_call_overflow(rows, owned(rows))
-    assert repr(other.submissions()) == repr(one.submissions())
-    assert repr(other.call_distributions()) == repr(one.call_distributions())
 
 
 # Busy time

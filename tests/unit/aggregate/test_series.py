@@ -22,8 +22,8 @@ from llmio_probe.aggregate.rows import (
 from llmio_probe.aggregate.series import Series
 from llmio_probe.aggregate.table import Rows
 from llmio_probe.identity.roles import FIRST_UNDECIDED, OTHER_ROLE, ROLES
-from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, OwnerKind, Path, Records, RequestFlag
-from tests.unit.aggregate.conftest import DISK, US, Count, calls, owned, parts, requests
+from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, OwnerKind, Path, Records, RequestFlag
+from tests.unit.aggregate.conftest import DISK, US, CallFlag, Count, calls, owned, parts, requests
 
 MIB = 1 << 20
 

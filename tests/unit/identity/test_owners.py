@@ -9,7 +9,7 @@ import pytest
 
 from llmio_probe.identity.owners import OTHER, UNKNOWN, Identity, Owner, Process
 from llmio_probe.kernel.records import REQUEST, Op, OwnerKind, Path, ProcessFlag, Records, RequestFlag
-from tests.unit.identity.conftest import Host, MakeIdentity, announced, calls, requests
+from tests.unit.identity.conftest import Host, MakeIdentity, announced, calls, requests, start_ns
 
 FLEXGEN = ("python", "-m", "flexgen.flex_opt")
 RANK = {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": "1", "RANK": "0"}
@@ -262,6 +262,17 @@ def test_a_slot_that_a_process_left_shows_the_newest_that_is_still_in_it(daemon:
     assert owner_of(daemon, requests(9)) is slot
     assert slot.process is not None
     assert slot.process.id.tgid == 9
+
+
+def test_who_has_ended_is_known_from_the_next_look_on(daemon: Identity, host: Host) -> None:
+    host.run(5, "bash")
+    daemon.resolve(requests(5))
+    assert not daemon.has_ended(5, start_ns(5))
+    host.end(5)
+    assert not daemon.has_ended(5, start_ns(5))
+    daemon.expire()
+    assert daemon.has_ended(5, start_ns(5))
+    assert daemon.has_ended(6, start_ns(6))
 
 
 def test_a_slot_still_shows_the_process_that_ended_in_it(daemon: Identity, host: Host) -> None:

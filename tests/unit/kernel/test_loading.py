@@ -13,14 +13,16 @@ import pytest
 from llmio_probe.kernel import loaders
 from llmio_probe.kernel.loading import (
     RING_LEAST_BYTES,
-    RINGS,
+    RINGS_BYTES,
     RINGS_MAX,
+    SLOTS,
     LoaderName,
     ProbeOptions,
     map_sizes,
     ring_bytes,
     ring_count,
 )
+from llmio_probe.kernel.records import REQUEST_SLOT
 
 BLOCK = ("block_rq_issue", "raw_tp/block_rq_issue")
 FOLLOWING = [("sched_process_fork", "tp_btf/sched_process_fork"), ("sched_process_exit", "raw_tp/sched_process_exit")]
@@ -59,7 +61,7 @@ def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
 @pytest.mark.parametrize(("cpus", "entries"), [(1, 4096), (16, 4096), (32, 8192), (200, 16384)])
 def test_what_overflows_has_room_for_as_many_owners_on_every_host(cpus: int, entries: int) -> None:
     sizes = map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=cpus)
-    assert (sizes["overflow"], sizes["call_overflow"]) == (entries, entries // 4)
+    assert (sizes["overflow"], sizes["call_totals"]) == (entries, entries // 2)
 
 
 def test_nobody_is_followed_where_nobody_asked_for_it() -> None:
@@ -75,11 +77,12 @@ def test_a_ring_is_one_cpus_or_of_many_cpus_a_few_ones(cpus: int, rings: int) ->
 
 @pytest.mark.parametrize("cpus", [1, 2, 6, 64, 200])
 def test_rings_are_powers_of_two_of_whole_pages_and_as_large_together_on_every_host(cpus: int) -> None:
-    for total in RINGS.values():
-        size = ring_bytes(total, ring_count(cpus))
-        assert size & (size - 1) == 0
-        assert size % RING_LEAST_BYTES == 0
-        assert size * ring_count(cpus) == max(total, RING_LEAST_BYTES * ring_count(cpus)) <= 16 << 20
+    size, count = ring_bytes(ring_count(cpus)), ring_count(cpus)
+    assert size & (size - 1) == 0
+    assert size % RING_LEAST_BYTES == 0
+    assert size * count == RINGS_BYTES <= 16 << 20
+    assert SLOTS % count == 0
+    assert SLOTS * REQUEST_SLOT.itemsize <= 16 << 20
 
 
 # The choice of a loader

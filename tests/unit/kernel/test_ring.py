@@ -10,7 +10,7 @@ import pytest
 
 from llmio_probe.aggregate.buckets import SIZE_EDGES, SIZE_EXPONENTS, bucket
 from llmio_probe.errors import ProbeError
-from llmio_probe.kernel.records import CALL, PROCESS, REQUEST, Records
+from llmio_probe.kernel.records import PROCESS, REQUEST, Records
 from llmio_probe.kernel.ring import Ring
 from tests.unit.kernel.conftest import HandRing
 
@@ -129,7 +129,7 @@ def test_the_length_of_a_record_behind_a_busy_one_is_not_looked_at(ring: Ring, h
     assert len(ring.read()) == 0
 
 
-@pytest.mark.parametrize("dtype", [REQUEST, CALL, PROCESS, np.dtype([("odd", "u1", (13,))])])
+@pytest.mark.parametrize("dtype", [REQUEST, PROCESS, np.dtype([("odd", "u1", (13,))])])
 def test_slots_are_padded_to_8_bytes(make_ring: MakeRing, dtype: np.dtype[Any]) -> None:
     hand, ring = make_ring(dtype=dtype)
     content = np.frombuffer(np.random.default_rng(1).bytes(5 * dtype.itemsize), dtype)

@@ -22,7 +22,7 @@ from llmio_probe.aggregate.calls import CALL_SERIES
 from llmio_probe.aggregate.series import LATENCY_SERIES, SIZE_SERIES, STREAM_SERIES, Series
 from llmio_probe.identity.owners import OTHER, Identity
 from llmio_probe.identity.role_rules import ROLES
-from llmio_probe.kernel.records import CALL, REQUEST, CallFlag, Engine, Op, OwnerKind, Path, Records, RequestFlag
+from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, OwnerKind, Path, Records, RequestFlag
 from llmio_probe.outputs import metrics
 from llmio_probe.outputs.metrics import METRICS, SERIES, WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
@@ -115,15 +115,16 @@ def any_requests(random: np.random.Generator, pids: Any, device: int) -> tuple[R
 
 
 def any_calls(random: np.random.Generator, pids: Any) -> Records:
-    records = np.zeros(len(pids), CALL)
-    records["tgid"], records["owner_start_ns"] = pids, [start_ns(pid) for pid in pids]
-    records["start_ns"] = SECOND
-    records["submitted_ns"] = SECOND + random.integers(1000, SECOND, len(pids))
-    records["end_ns"] = records["submitted_ns"] + 1000
-    records["requests"] = records["reads"] = random.integers(1, 64, len(pids))
-    records["engine"] = random.integers(1, 3, len(pids))
-    records["flags"] = CallFlag.SUBMIT | CallFlag.WAIT
-    return records
+    """Of each that submits and waits one."""
+    totals = np.zeros(len(pids), CALL)
+    totals["tgid"], totals["owner_start_ns"] = pids, [start_ns(pid) for pid in pids]
+    totals["engine"] = random.integers(1, 3, len(pids))
+    totals["calls"][:, 0] = totals["request_counts"][:, 3] = 1
+    totals["requests"][:, 0] = random.integers(5, 9, len(pids))
+    totals["submit_ns"][:, 0] = random.integers(1000, SECOND, len(pids))
+    totals["submit_counts"][:, 5] = totals["wait_counts"][:, 0] = 1
+    totals["wait_ns"] = 1000
+    return totals
 
 
 @pytest.mark.parametrize("own", [24, 1000])
