@@ -16,7 +16,8 @@ from llmio_probe.kernel.records import Batch, Records
 
 SHORTEST_WAIT = 0.2
 """Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
-LONGEST_WAIT = 1.0
+LONGEST_WAIT = 5.0
+"""While nothing happens. What is new, a process or a file, ends the wait, and so does who asks for the numbers."""
 
 
 class Source(Protocol):
@@ -58,7 +59,6 @@ class Pipeline:
         self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
         records = len(batch.requests) + len(batch.calls)
-        # Five looks a second while there is load, down to one when there is none.
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
         return records
 

@@ -89,7 +89,7 @@ def test_it_waits_longer_and_longer_while_there_is_nothing_and_shortest_under_lo
     for _ in range(7):
         assert pipeline.run() == 0
         waits.append(pipeline.wait)
-    assert waits == [0.4, 0.8, 1.0, 1.0, 1.0, 1.0, LONGEST_WAIT]
+    assert waits == [0.4, 0.8, 1.6, 3.2, 5.0, 5.0, LONGEST_WAIT]
     source.batches = [Batch(requests=requests(5)), Batch(calls=calls(5))]
     assert (pipeline.run(), pipeline.wait) == (1, SHORTEST_WAIT)
     pipeline.run()
