@@ -78,12 +78,12 @@ def test_a_scrape_shows_what_was_done_before_it(daemon: Callable[..., Daemon], l
     fd, block = os.open(loop_disk.path, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
     try:
         for number in range(1, 4):
+            time.sleep(number)
             for _ in range(7):
                 os.preadv(fd, [block], 0)
             found = running.value("llmio_requests_total", device=loop_disk.device)
             found += running.value("llmio_requests_in_flight", device=loop_disk.device)
             assert found == 7 * number
-            time.sleep(2)
     finally:
         os.close(fd)
 
