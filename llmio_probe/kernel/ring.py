@@ -79,16 +79,16 @@ class Ring:
         slots = np.ndarray(count, self._slot, memory.data, offset=self._consumed % memory.size)
         lengths = slots["length"].copy()
         self._atomics.fence_acquire()
-        busy = np.flatnonzero(lengths & _BUSY)
-        if len(busy):
-            count = int(busy[0])
-            lengths = lengths[:count]
-        if np.any(lengths & ~_DISCARD != self._dtype.itemsize):
-            raise ProbeError(
-                "a BPF ring holds a record of another size: the object and this version do not belong together"
-            )
         kept: slice | NDArray[np.bool_] = slice(count)
-        if np.any(lengths & _DISCARD):
+        if np.any(lengths != self._dtype.itemsize):  # else all are complete, and none is discarded
+            busy = np.flatnonzero(lengths & _BUSY)
+            if len(busy):
+                count = int(busy[0])
+                lengths = lengths[:count]
+            if np.any(lengths & ~_DISCARD != self._dtype.itemsize):
+                raise ProbeError(
+                    "a BPF ring holds a record of another size: the object and this version do not belong together"
+                )
             kept = lengths & _DISCARD == 0
         records: Records = slots["record"][:count][kept].copy().view(self._dtype)
         self._consumed += count * stride
