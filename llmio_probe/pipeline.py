@@ -14,7 +14,7 @@ from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.records import Batch, Records
 
-SHORTEST_WAIT = 0.2
+SHORTEST_WAIT = 0.5
 """Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
 LONGEST_WAIT = 5.0
 """While nothing happens. What is new, a process or a file, ends the wait, and so does who asks for the numbers."""
@@ -56,7 +56,8 @@ class Pipeline:
         self._identity.observe(batch.processes)
         self._files.observe(batch.files, batch.processes)
         self._count_overflow(batch)
-        self._count(self._chosen(batch.requests))
+        if len(batch.requests):
+            self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
         records = len(batch.requests) + len(batch.calls)
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)

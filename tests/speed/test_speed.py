@@ -33,6 +33,7 @@ from llmio_probe.kernel.ring import Ring, RingMemory
 from llmio_probe.kernel.state import Losses, ProbeState
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
 from llmio_probe.pipeline import Pipeline
+from tests.singly import add_requests
 
 COUNT = 43_690
 """Half of an 8 MiB ring."""
@@ -200,7 +201,7 @@ def full_series(workers: dict[int, Owner]) -> Series:
     records["issued_ns"] = records["made_ns"] + (1 << random.integers(9, 32, count))
     records["done_ns"] = records["issued_ns"] + (1 << random.integers(9, 34, count))
     series = Series(detail=False)
-    series.add_requests(records, random.choice(list(workers), count).astype(np.int32), random.integers(0, 2, count))
+    add_requests(series, records, random.choice(list(workers), count).astype(np.int32), random.integers(0, 2, count))
     return series
 
 
