@@ -24,7 +24,7 @@ from llmio_probe.config import DaemonConfig, load, needs_restart
 from llmio_probe.errors import ProbeError
 from llmio_probe.events import Events
 from llmio_probe.identity.devices import Devices
-from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
+from llmio_probe.identity.facts import FactSource, PsutilSource, clock_tick_ns
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.headers import cached_start
@@ -40,7 +40,7 @@ from llmio_probe.outputs.metrics import WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import load_access
-from llmio_probe.pipeline import Pipeline
+from llmio_probe.pipeline import Rooms
 from llmio_probe.rights import Capability
 from llmio_probe.single import only_daemon
 from llmio_probe.systemd import Manager, log_to
@@ -93,6 +93,20 @@ def _serve(config_path: str) -> None:
         Exporter(config_path, config, probe, events, Manager(os.environ)).serve(user)
 
 
+def rooms(config: DaemonConfig, source: FactSource, mounts: Mounts, devices: Devices) -> Rooms:
+    """By worker slot, and no more than so many workers, files and series."""
+    identity = Identity(
+        source, builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
+        per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
+    )  # fmt: skip
+    files = Files(mounts, devices, limit=FILES)
+    rules, read_header = _role_rules(config)
+    roles = RoleBook(
+        rules, files.files, identity.framework_of, undecided=False, clock=time.monotonic, read_header=read_header
+    )
+    return Rooms(identity, files, roles, Series(detail=False, most_series=WORKER_SERIES))
+
+
 class Exporter:
     def __init__(self, path: str, config: DaemonConfig, probe: Probe, events: Events, manager: Manager) -> None:
         self._path = path
@@ -103,18 +117,9 @@ class Exporter:
         host = host_process()
         self._devices = Devices(host=host)
         self._chosen = self._choose(config)
-        self._identity = Identity(
-            PsutilSource(), builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
-            per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
-        )  # fmt: skip
-        self._files = Files(Mounts(host=host), self._devices, limit=FILES)
-        rules, read_header = _role_rules(config)
-        self._roles = RoleBook(
-            rules, self._files.files, self._identity.framework_of,
-            undecided=False, clock=time.monotonic, read_header=read_header,
-        )  # fmt: skip
-        self._series = Series(detail=False, most_series=WORKER_SERIES)
-        self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
+        furnished = rooms(config, PsutilSource(), Mounts(host=host), self._devices)
+        self._identity, self._roles, self._series = furnished.identity, furnished.roles, furnished.series
+        self._pipeline = furnished.pipeline(probe, self._chosen)
         self._asked, self._answered = threading.Event(), threading.Event()
         self._renew()
 

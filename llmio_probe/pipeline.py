@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -86,3 +87,16 @@ class Pipeline:
             self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
         if len(batch.call_overflow):
             self._series.add_call_overflow(batch.call_overflow, self._identity.resolve(batch.call_overflow))
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What batches are identified and counted in. session.py and daemon.py furnish them, each in its way."""
+
+    identity: Identity
+    files: Files
+    roles: RoleBook
+    series: Series
+
+    def pipeline(self, source: Source, devices: Collection[int] | None = None) -> Pipeline:
+        return Pipeline(source, self.identity, self.files, self.roles, self.series, devices)

@@ -6,7 +6,6 @@ asserted. Rounds bring a fixed number of records: that divided by the time of a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from llmio_probe import daemon, session
 from llmio_probe.aggregate.combinations import Combinations
 from llmio_probe.aggregate.series import Series
+from llmio_probe.config import DaemonConfig
 from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.facts import ProcessFacts, ProcessId
-from llmio_probe.identity.files import Files
-from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.mounts import Mounts
-from llmio_probe.identity.owners import Identity, Owner, Process
-from llmio_probe.identity.role_rules import builtin_role_rules
-from llmio_probe.identity.roles import RoleBook
+from llmio_probe.identity.owners import Owner, Process
 from llmio_probe.kernel.atomics import Atomics
 from llmio_probe.kernel.records import REQUEST, Batch, Engine, OwnerKind, Records
 from llmio_probe.kernel.records import Path as IoPath
@@ -37,7 +34,6 @@ from tests.singly import add_requests
 
 COUNT = 43_690
 """Half of an 8 MiB ring."""
-TICK_NS = 10_000_000
 DISK = 259 << 20
 
 
@@ -108,18 +104,14 @@ MakePipeline = Callable[..., Pipeline]
 
 @pytest.fixture
 def make_pipeline(tmp_path: Path) -> MakePipeline:
-    """In the daemon's configuration, unless detail asks for a session's."""
+    """The daemon's, with its defaults, unless detail asks for a session's."""
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mountinfo").write_text("22 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n")
 
     def make(source: Any, *, detail: bool = False) -> Pipeline:
-        identity = Identity(Workers(), builtin_rules(), time.monotonic, tick_ns=TICK_NS, per_process=detail, limit=24)
-        files = Files(Mounts(str(tmp_path)), Devices(str(tmp_path), str(tmp_path)), limit=20_000)
-        roles = RoleBook(
-            builtin_role_rules(), files.files, identity.framework_of,
-            undecided=detail, clock=time.monotonic, read_header=None,
-        )  # fmt: skip
-        return Pipeline(source, identity, files, roles, Series(detail=detail))
+        host = Workers(), Mounts(str(tmp_path)), Devices(str(tmp_path), str(tmp_path))
+        furnished = session.rooms(*host) if detail else daemon.rooms(DaemonConfig(), *host)
+        return furnished.pipeline(source)
 
     return make
 

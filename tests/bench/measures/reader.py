@@ -8,17 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmio_probe.aggregate.series import Series
+from llmio_probe import daemon
+from llmio_probe.config import DaemonConfig
 from llmio_probe.identity.devices import Devices
-from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
-from llmio_probe.identity.files import Files
-from llmio_probe.identity.frameworks import builtin_rules
+from llmio_probe.identity.facts import PsutilSource
 from llmio_probe.identity.mounts import Mounts
-from llmio_probe.identity.owners import Identity
-from llmio_probe.identity.role_rules import builtin_role_rules
-from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.records import REQUEST, Batch, Records
-from llmio_probe.pipeline import Pipeline
 from tests.bench.load import load
 from tests.bench.setting import Setting
 from tests.bench.table import Figure, Goal, Row
@@ -51,15 +46,8 @@ def _read(setting: Setting) -> list[float]:
 
 def _aggregated() -> float:
     records = made(RECORDS)
-    identity = Identity(
-        PsutilSource(), builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(), per_process=False, limit=24
-    )
-    files = Files(Mounts(), Devices(), limit=20_000)
-    roles = RoleBook(
-        builtin_role_rules(), files.files, identity.framework_of,
-        undecided=False, clock=time.monotonic, read_header=None,
-    )  # fmt: skip
-    pipeline = Pipeline(Again(records), identity, files, roles, Series(detail=False))
+    furnished = daemon.rooms(DaemonConfig(), PsutilSource(), Mounts(), Devices())
+    pipeline = furnished.pipeline(Again(records))
     pipeline.run()  # the processes are new once
     begin = time.process_time()
     for _ in range(PASSES):
