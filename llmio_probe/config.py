@@ -48,7 +48,7 @@ class DaemonConfig:
     grace_seconds: float = 300.0
     """How long a worker that ended keeps its series."""
     interval_seconds: float = 1.0
-    """Between two snapshots."""
+    """How old the numbers that a scrape shows may be."""
     calls: bool = True
     """The app's view: what io_submit and the like asked for."""
     loader: LoaderName = "auto"

@@ -1,17 +1,20 @@
 """The exporter that runs for months: the whole host, by worker slot, served to Prometheus on /metrics.
 
-The pipeline runs in the main thread and puts a finished snapshot in place now and then; the HTTP threads only read the
-newest one. So a scrape never blocks the pipeline, nor the pipeline a scrape. What happens in which order from the start
+The pipeline runs in the main thread. A scrape, in a thread of its own, asks it for a finished snapshot where the last
+one is too old, and takes the last one all the same if the pipeline has no time soon. So a scrape never blocks the
+pipeline, nor the pipeline a scrape, and where nobody asks nothing is made. What happens in which order from the start
 to the end is here; docs/daemon.md says the same to who runs it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pwd
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -21,7 +24,7 @@ from llmio_probe.config import DaemonConfig, load, needs_restart
 from llmio_probe.errors import ProbeError
 from llmio_probe.events import Events
 from llmio_probe.identity.devices import Devices
-from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
+from llmio_probe.identity.facts import FactSource, PsutilSource, clock_tick_ns
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.headers import cached_start
@@ -37,7 +40,7 @@ from llmio_probe.outputs.metrics import WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import load_access
-from llmio_probe.pipeline import Pipeline
+from llmio_probe.pipeline import Rooms
 from llmio_probe.rights import Capability
 from llmio_probe.single import only_daemon
 from llmio_probe.systemd import Manager, log_to
@@ -46,7 +49,10 @@ COST_SECONDS = 2.0
 """For how long, at start, the kernel times our programs; timing them costs, too."""
 COST_WINDOW_SECONDS = 15.0
 """Where it always does, over which time the means are taken."""
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 10.0
+"""How often at least to look who has ended and what found no room; oftener where workers are soon forgotten."""
+PATIENCE_SECONDS = 1.0
+"""How long a scrape waits for a new snapshot."""
 FILES = 20_000
 """Remembered at once: more than the kernel side does (FILES_MAX), so that one which is forgotten is named again."""
 
@@ -87,6 +93,20 @@ def _serve(config_path: str) -> None:
         Exporter(config_path, config, probe, events, Manager(os.environ)).serve(user)
 
 
+def rooms(config: DaemonConfig, source: FactSource, mounts: Mounts, devices: Devices) -> Rooms:
+    """By worker slot, and no more than so many workers, files and series."""
+    identity = Identity(
+        source, builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
+        per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
+    )  # fmt: skip
+    files = Files(mounts, devices, limit=FILES)
+    rules, read_header = _role_rules(config)
+    roles = RoleBook(
+        rules, files.files, identity.framework_of, undecided=False, clock=time.monotonic, read_header=read_header
+    )
+    return Rooms(identity, files, roles, Series(detail=False, most_series=WORKER_SERIES))
+
+
 class Exporter:
     def __init__(self, path: str, config: DaemonConfig, probe: Probe, events: Events, manager: Manager) -> None:
         self._path = path
@@ -97,19 +117,11 @@ class Exporter:
         host = host_process()
         self._devices = Devices(host=host)
         self._chosen = self._choose(config)
-        self._identity = Identity(
-            PsutilSource(), builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
-            per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
-        )  # fmt: skip
-        self._files = Files(Mounts(host=host), self._devices, limit=FILES)
-        rules, read_header = _role_rules(config)
-        self._roles = RoleBook(
-            rules, self._files.files, self._identity.framework_of,
-            undecided=False, clock=time.monotonic, read_header=read_header,
-        )  # fmt: skip
-        self._series = Series(detail=False, most_series=WORKER_SERIES)
-        self._pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
-        self._snapshot = self._take_snapshot()
+        furnished = rooms(config, PsutilSource(), Mounts(host=host), self._devices)
+        self._identity, self._roles, self._series = furnished.identity, furnished.roles, furnished.series
+        self._pipeline = furnished.pipeline(probe, self._chosen)
+        self._asked, self._answered = threading.Event(), threading.Event()
+        self._renew()
 
     def serve(self, user: pwd.struct_passwd | None) -> None:
         """user: who to become, of root; None of who is somebody already."""
@@ -136,7 +148,7 @@ class Exporter:
         address = self._config.listen
         access = load_access(self._config.web_config)
         try:
-            return MetricsServer(address, exposition(lambda: self._snapshot), access)
+            return MetricsServer(address, exposition(self._newest), access)
         except OSError as error:
             raise ProbeError(
                 f"cannot listen on {address}: {(error.strerror or str(error)).lower()}; "
@@ -175,10 +187,12 @@ class Exporter:
         now = time.monotonic()
         continuous = self._config.program_cost == "continuous"
         cost_seconds = COST_WINDOW_SECONDS if continuous else COST_SECONDS
-        cost_until, next_snapshot, next_sweep = now + COST_SECONDS, now, now + SWEEP_SECONDS
+        cost_until = now + COST_SECONDS if end_cost is not None else math.inf
+        next_sweep = next_word = now
         told = 0
         while True:
-            self._events.wait(min(self._pipeline.wait, next_snapshot - time.monotonic()))
+            next_look = min(cost_until, next_sweep, next_word)
+            self._events.wait(min(self._pipeline.wait, next_look - time.monotonic()))
             received = self._events.signals()
             if {signal.SIGTERM, signal.SIGINT} & set(received):
                 return
@@ -189,21 +203,24 @@ class Exporter:
             now = time.monotonic()
             if end_cost is not None and now >= cost_until:
                 end_cost(go_on=continuous)
-                end_cost, cost_until = (end_cost, now + cost_seconds) if continuous else (None, cost_until)
-            if now >= next_sweep:
+                end_cost, cost_until = (end_cost, now + cost_seconds) if continuous else (None, math.inf)
+            if now >= next_word:
                 self._manager.alive()
+                next_word = now + self._manager.longest_silence
+            if now >= next_sweep:
                 ended = self._identity.expire()
                 self._probe.give_back(self._identity.has_ended)
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
-                next_sweep = now + SWEEP_SECONDS
-            if now >= next_snapshot:
                 shortages = self._probe.shortages()
                 if len(shortages) > told:  # once each; how many shows in llmio_requests_unowned_total
                     log.warning("%s", "; ".join(shortages))
                 told = len(shortages)
-                self._snapshot = self._take_snapshot()
-                next_snapshot = now + self._config.interval_seconds
+                next_sweep = now + min(max(self._config.grace_seconds / 30, 1), SWEEP_SECONDS)
+            if self._asked.is_set():
+                self._asked.clear()
+                self._renew()
+                self._answered.set()
 
     def _reload(self, server: MetricsServer) -> None:
         """Take over what the file says now: all of it, or, where it is wrong, nothing."""
@@ -230,6 +247,18 @@ class Exporter:
 
     def _choose(self, config: DaemonConfig) -> frozenset[int] | None:
         return None if config.devices is None else frozenset(map(self._devices.resolve, config.devices))
+
+    def _newest(self) -> Snapshot:
+        """In a thread of the server, one at a time: what was counted up to now, or a moment ago."""
+        if time.monotonic() - self._taken >= self._config.interval_seconds:
+            self._answered.clear()
+            self._asked.set()
+            self._events.wake()
+            self._answered.wait(PATIENCE_SECONDS)
+        return self._snapshot
+
+    def _renew(self) -> None:
+        self._snapshot, self._taken = self._take_snapshot(), time.monotonic()
 
     def _take_snapshot(self) -> Snapshot:
         series, identity = self._series, self._identity

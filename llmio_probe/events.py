@@ -1,4 +1,4 @@
-"""Waiting for whatever comes first: a signal, the end of a child, a ring half full, or time.
+"""Waiting for whatever comes first: a signal, the end of a child, a ring half full, another thread, or time.
 
 Signals only set a flag here; what they mean is for the session or the daemon.
 """
@@ -36,6 +36,11 @@ class Events:
         self._epoll.poll(max(seconds, 0))
         with suppress(BlockingIOError):
             self._wakeup.recv(4096)
+
+    def wake(self) -> None:
+        """End the wait, from any thread."""
+        with suppress(OSError):  # full, so that it ends anyway; or closed, when nobody waits any more
+            self._interrupt.send(b"\0")
 
     def signals(self) -> list[signal.Signals]:
         """Those received since the last call, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,10 @@ from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.records import Batch, Records
 
-SHORTEST_WAIT = 0.2
+SHORTEST_WAIT = 0.5
 """Under load. Larger batches cost less a record, and a ring that gets half full ends the wait early."""
-LONGEST_WAIT = 1.0
+LONGEST_WAIT = 5.0
+"""While nothing happens. What is new, a process or a file, ends the wait, and so does who asks for the numbers."""
 
 
 class Source(Protocol):
@@ -55,10 +57,10 @@ class Pipeline:
         self._identity.observe(batch.processes)
         self._files.observe(batch.files, batch.processes)
         self._count_overflow(batch)
-        self._count(self._chosen(batch.requests))
+        if len(batch.requests):
+            self._count(self._chosen(batch.requests))
         self._series.add_calls(batch.calls, self._identity.resolve(batch.calls))
         records = len(batch.requests) + len(batch.calls)
-        # Five looks a second while there is load, down to one when there is none.
         self.wait = SHORTEST_WAIT if records else min(2 * self.wait, LONGEST_WAIT)
         return records
 
@@ -83,3 +85,16 @@ class Pipeline:
                 totals = totals[np.isin(totals["device"], self._devices)]
             owners, files = self._identity.resolve(totals), self._files.resolve(totals)
             self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What batches are identified and counted in. session.py and daemon.py furnish them, each in its way."""
+
+    identity: Identity
+    files: Files
+    roles: RoleBook
+    series: Series
+
+    def pipeline(self, source: Source, devices: Collection[int] | None = None) -> Pipeline:
+        return Pipeline(source, self.identity, self.files, self.roles, self.series, devices)

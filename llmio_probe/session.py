@@ -18,7 +18,7 @@ from llmio_probe.command import Command
 from llmio_probe.errors import ProbeError
 from llmio_probe.events import Events
 from llmio_probe.identity.devices import Devices
-from llmio_probe.identity.facts import PsutilSource, clock_tick_ns
+from llmio_probe.identity.facts import FactSource, PsutilSource, clock_tick_ns
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.headers import cached_start
@@ -33,7 +33,7 @@ from llmio_probe.options import probe_options
 from llmio_probe.outputs import document
 from llmio_probe.outputs.live import LiveView
 from llmio_probe.outputs.shapes import Owner
-from llmio_probe.pipeline import Pipeline
+from llmio_probe.pipeline import Pipeline, Rooms
 from llmio_probe.rights import require_loading
 
 SWEEP_SECONDS = 1.0
@@ -69,6 +69,17 @@ class Outcome:
     status: int | None
 
 
+def rooms(source: FactSource, mounts: Mounts, devices: Devices) -> Rooms:
+    """By process, in full detail, and with roles that may still be decided at the end."""
+    identity = Identity(source, builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(), per_process=True, limit=None)
+    files = Files(mounts, devices)
+    roles = RoleBook(
+        builtin_role_rules(), files.files, identity.framework_of,
+        undecided=True, clock=time.monotonic, read_header=cached_start,
+    )  # fmt: skip
+    return Rooms(identity, files, roles, Series(detail=True))
+
+
 class Session:
     """One session. ``run`` returns when it is over; the probe is closed by then, whatever happened."""
 
@@ -86,15 +97,9 @@ class Session:
         self._keep_fds = keep_fds
         self._devices = Devices()
         self._source = PsutilSource()
-        self._identity = Identity(
-            self._source, builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(), per_process=True, limit=None
-        )
-        self._files = Files(Mounts(), self._devices)
-        self._roles = RoleBook(
-            builtin_role_rules(), self._files.files, self._identity.framework_of,
-            undecided=True, clock=time.monotonic, read_header=cached_start,
-        )  # fmt: skip
-        self._series = Series(detail=True)
+        self._rooms = rooms(self._source, Mounts(), self._devices)
+        self._identity, self._files = self._rooms.identity, self._rooms.files
+        self._roles, self._series = self._rooms.roles, self._rooms.series
         self._command: Command | None = None
         self._chosen: frozenset[int] | None = None
 
@@ -133,7 +138,7 @@ class Session:
         return start
 
     def _watch(self, probe: Probe, events: Events, roots: list[tuple[int, int]]) -> document.Document:
-        pipeline = Pipeline(probe, self._identity, self._files, self._roles, self._series, self._chosen)
+        pipeline = self._rooms.pipeline(probe, self._chosen)
         for root in roots:
             probe.follow(*root)
         self._follow_descendants(probe, roots)

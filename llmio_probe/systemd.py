@@ -6,6 +6,7 @@ Without one, when a person starts the daemon, all of it does nothing but write p
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -24,7 +25,8 @@ class Manager:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         period = environ.get("WATCHDOG_USEC", "")
-        self._watched = ours and period.isdigit() and int(period) > 0
+        self.longest_silence = int(period) / 4e6 if ours and period.isdigit() and int(period) else math.inf
+        """Seconds until it has to be told again that we are alive: a quarter of the unit's WatchdogSec=."""
 
     def ready(self, status: str) -> None:
         """At the start, and after a reload."""
@@ -37,8 +39,7 @@ class Manager:
         self._tell("STOPPING=1")
 
     def alive(self) -> None:
-        """Wanted more than twice in the unit's WatchdogSec=: each second is enough for any that makes sense."""
-        if self._watched:
+        if self.longest_silence < math.inf:
             self._tell("WATCHDOG=1")
 
     def _tell(self, *assignments: str) -> None:

@@ -44,9 +44,8 @@ def bucket(values: NDArray[Any], exponents: tuple[int, int]) -> NDArray[np.int64
     first, last = exponents
     # The bits of a float64 are exponent, then mantissa. With one less, 2^n is with those below it, as the rule wants,
     # and 0 is negative.
-    n = float_bits(values) - 1
+    n = float_bits(values) - ((BIAS - 1 + first << MANTISSA_BITS) + 1)
     n >>= MANTISSA_BITS
-    n -= BIAS - 1 + first
     np.maximum(n, 0, out=n)
     return np.minimum(n, last + 1 - first, out=n)
 

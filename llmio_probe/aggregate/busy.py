@@ -18,12 +18,13 @@ def chains(
 
     starts <= ends. They may come in any order; in that of their ends a busy device leaves few, and no times are sorted.
     """
-    order = np.argsort(groups, kind="stable")  # a radix sort, for 16 bits
-    groups, starts, ends = groups.take(order), starts.take(order), ends.take(order)
-    apart = (groups[1:] != groups[:-1]) | (starts[1:] > ends[:-1]) | (ends[1:] < starts[:-1])
-    first = np.flatnonzero(np.concatenate([[len(order) > 0], apart]))
-    if not len(first):
+    if not len(groups):
         return groups, starts, ends
+    if (groups != groups[0]).any():
+        order = np.argsort(groups, kind="stable")  # a radix sort, for 16 bits
+        groups, starts, ends = groups.take(order), starts.take(order), ends.take(order)
+    apart = (groups[1:] != groups[:-1]) | (starts[1:] > ends[:-1]) | (ends[1:] < starts[:-1])
+    first = np.flatnonzero(np.concatenate([[True], apart]))
     return groups[first], np.minimum.reduceat(starts, first), np.maximum.reduceat(ends, first)
 
 

@@ -86,12 +86,6 @@ def select(records: Records, chosen: NDArray[np.bool_]) -> Records:
     return selected
 
 
-def singly(records: Records) -> Combined:
-    """Each record for itself, for batches that are not worth a search."""
-    each = np.arange(len(records))
-    return Combined(records, records, np.ones(len(records), np.int64), each, each)
-
-
 class Combinations:
     """Finds them. It remembers those of earlier batches, since they come again; open addressing, no deletion."""
 

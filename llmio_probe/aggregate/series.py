@@ -22,7 +22,7 @@ from llmio_probe.aggregate.buckets import (
 )
 from llmio_probe.aggregate.busy import BusyTime, chains
 from llmio_probe.aggregate.calls import Calls
-from llmio_probe.aggregate.combinations import Combined, select, singly
+from llmio_probe.aggregate.combinations import Combined, select
 from llmio_probe.aggregate.files import FileTable
 from llmio_probe.aggregate.limit import Need, folded, rows_within
 from llmio_probe.aggregate.rows import (
@@ -98,22 +98,15 @@ class Series:
 
     # --- counting
 
-    def add_requests(
-        self, records: Records, owners: NDArray[np.int32], roles: Ints | None = None,
-        files: NDArray[np.int32] | None = None,
-    ) -> None:  # fmt: skip
-        """Count finished requests and parts of them. Shape (n,) each.
-
-        owners: the owner of each. roles: index into ROLES or an undecided role, see settle_roles; None: all other.
-        files: the file of each, 0 is unknown; None: all.
-        """
-        self.add_combined(singly(records), owners, roles, files)
-
     def add_combined(
         self, batch: Combined, owners: NDArray[np.int32], roles: Ints | None = None,
         files: NDArray[np.int32] | None = None,
     ) -> None:  # fmt: skip
-        """The same, where owners, roles and files are those of each combination, shape (k,)."""
+        """Count finished requests and parts of them. Shape (k,) each: of each combination.
+
+        owners: the owner of each. roles: index into ROLES or an undecided role, see settle_roles; None: all other.
+        files: the file of each, 0 is unknown; None: all.
+        """
         if not len(batch.records):
             return
         samples, counts = batch.samples, batch.counts

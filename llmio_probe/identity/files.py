@@ -89,15 +89,8 @@ class Files:
         again, self._again = self._again, {}
         for tgid, start_ns in {**again, **_starts(sights, processes)}.items():
             self._meet(tgid, start_ns)
-        keys = [(sight.device, sight.inode, sight.generation) for sight in sights]
-        new: dict[Key, tuple[int, int]] = {}
-        for key, sight in zip(keys, sights, strict=True):
-            if key not in self._by_key:
-                new.setdefault(key, (sight.tgid, sight.owner_start_ns))
-        self._add(new)
-        self._table.touch(keys)
-        for key, sight in zip(keys, sights, strict=True):
-            self._apply(self._by_key[key], sight)
+        if sights:
+            self._see(sights)
         if self._unplaced and self._mounts.version != self._placed_at:
             self._placed_at = self._mounts.version
             for index in list(self._unplaced):
@@ -149,6 +142,17 @@ class Files:
         return self._table.indexes.take(rows)
 
     # Learning about one file
+
+    def _see(self, sights: Sequence[FileSight]) -> None:
+        keys = [(sight.device, sight.inode, sight.generation) for sight in sights]
+        new: dict[Key, tuple[int, int]] = {}
+        for key, sight in zip(keys, sights, strict=True):
+            if key not in self._by_key:
+                new.setdefault(key, (sight.tgid, sight.owner_start_ns))
+        self._add(new)
+        self._table.touch(keys)
+        for key, sight in zip(keys, sights, strict=True):
+            self._apply(self._by_key[key], sight)
 
     def _learn_missing(self, records: Records) -> None:
         """Records of files that the kernel did not announce: raw devices, which it never does, and lost ones."""
@@ -375,7 +379,7 @@ def _device(status: os.stat_result) -> int:
 def _starts(sights: Sequence[FileSight], processes: Records | None) -> dict[int, int]:
     """The processes in them by tgid, each with its start; the latest where a tgid has changed hands."""
     starts = {sight.tgid: sight.owner_start_ns for sight in sights if sight.tgid}
-    if processes is not None:
+    if processes is not None and len(processes):
         users = processes[(processes["flags"] & ProcessFlag.KERNEL_THREAD) == 0]
         starts.update(zip(users["tgid"].tolist(), users["start_ns"].tolist(), strict=True))
     return starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
@@ -168,10 +169,18 @@ def make_rings(libbpf: Libbpf, cpus: int, stack: ExitStack) -> list[LoadedMap]:
 
 
 def fill_rings(libbpf: Libbpf, outer: int, rings: Sequence[LoadedMap]) -> None:
-    """Put the rings into the map, given by its descriptor, that holds them. OSError when the kernel refuses."""
-    for index, ring in enumerate(rings):
-        key, value = ctypes.c_uint32(index), ctypes.c_uint32(ring.fd)
+    """Put the rings into the map, given by its descriptor, that holds them. OSError when the kernel refuses.
+
+    All at once: after each change of such a map the kernel waits until no program can see what was there before, for
+    about 10 ms, and those who wait at the same time wait for the same moment.
+    """
+
+    def put(index: int) -> None:
+        key, value = ctypes.c_uint32(index), ctypes.c_uint32(rings[index].fd)
         libbpf.number("bpf_map_update_elem", outer, ctypes.byref(key), ctypes.byref(value), 0)
+
+    with ThreadPoolExecutor(len(rings)) as pool:
+        list(pool.map(put, range(len(rings))))
 
 
 OVERFLOW_LEAST = 4096  # bpf/maps.h

@@ -80,16 +80,16 @@ class Ring:
         slots = np.ndarray(count, self._slot, memory.data, offset=self._consumed % memory.size)
         lengths = slots["length"].copy()
         self._atomics.fence_acquire()
-        busy = np.flatnonzero(lengths & _BUSY)
-        if len(busy):
-            count = int(busy[0])
-            lengths = lengths[:count]
-        if np.any(lengths & ~_DISCARD != self._dtype.itemsize):
-            raise ProbeError(
-                "a BPF ring holds a record of another size: the object and this version do not belong together"
-            )
         kept: slice | NDArray[np.bool_] = slice(count)
-        if np.any(lengths & _DISCARD):
+        if np.any(lengths != self._dtype.itemsize):  # else all are complete, and none is discarded
+            busy = np.flatnonzero(lengths & _BUSY)
+            if len(busy):
+                count = int(busy[0])
+                lengths = lengths[:count]
+            if np.any(lengths & ~_DISCARD != self._dtype.itemsize):
+                raise ProbeError(
+                    "a BPF ring holds a record of another size: the object and this version do not belong together"
+                )
             kept = lengths & _DISCARD == 0
         records: Records = slots["record"][:count][kept].copy().view(self._dtype)
         self._consumed += count * stride
@@ -102,7 +102,7 @@ class Rings:
 
     def __init__(self, rings: Sequence[Ring], dtype: np.dtype[Any]) -> None:
         self._rings = rings
-        self._empty = np.empty(0, dtype)
+        self._dtype = dtype
 
     @property
     def peak(self) -> float:
@@ -112,9 +112,10 @@ class Rings:
     def read(self) -> Records:
         """As of Ring; ring by ring."""
         filled = [records for ring in self._rings if len(records := ring.read())]
-        if len(filled) > 1:
-            return np.concatenate(filled)
-        return filled[0] if filled else self._empty
+        if len(filled) <= 1:
+            return filled[0] if filled else np.empty(0, self._dtype)
+        # As opaque bytes and not field by field, which takes 10 times as long.
+        return np.concatenate([records.view(f"V{self._dtype.itemsize}") for records in filled]).view(self._dtype)
 
 
 class BytesRing:

@@ -32,7 +32,6 @@ SECONDS = 10.0
 """From being accepted to the last byte of the answer: Prometheus gives up after as long by default."""
 REQUEST_BYTES = 1 << 17
 """Of a request, its headers included; http.server sees to it that its first line has at most half of that."""
-_LOOK_SECONDS = 0.25
 _START = b"llmio-probe: the metrics are at /metrics\n"
 
 log = logging.getLogger("llmio-probe")
@@ -77,6 +76,7 @@ class MetricsServer(socketserver.TCPServer):
         self._open: dict[_Connection, None] = {}
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closed = False
         super().__init__(address, _Handler)
 
     @property
@@ -88,25 +88,35 @@ class MetricsServer(socketserver.TCPServer):
 
         def serve() -> None:
             first()
-            self.serve_forever(_LOOK_SECONDS)
+            while not self._closed:
+                self.timeout = self._until_next_cut()
+                self.handle_request()
+                self._cut_late()
 
         self._thread = threading.Thread(target=serve, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Nobody is waited for: who is in the middle of an answer may ask the next daemon."""
+        self._closed = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # its thread notices at once, whatever it waits for
         if self._thread is not None:
-            self.shutdown()
+            self._thread.join()
         self.server_close()
         for connection in list(self._open):
             connection.cut()
 
-    # --- called by serve_forever, in its thread
+    # --- in the thread that serves, which sleeps while nobody is connected
 
-    def service_actions(self) -> None:
+    def _until_next_cut(self) -> float | None:
+        until = min((connection.until for connection in list(self._open)), default=None)
+        return None if until is None else max(until - time.monotonic(), 0)
+
+    def _cut_late(self) -> None:
         now = time.monotonic()
         for connection in list(self._open):
-            if now > connection.until:
+            if now >= connection.until:
                 connection.cut()
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -42,7 +42,7 @@ class Daemon:
         return self._whole(name, 0, labels)
 
     def eventually(self, name: str, value: float, each: float = 0, /, **labels: str) -> None:
-        """Snapshots are taken every 0.2 s here, later where others keep the host busy.
+        """A snapshot is at most 0.2 s old here, older where others keep the host busy.
 
         each: what a request lacks whose end the host has not shown, and which is in flight on the device therefore.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import signal
 import socket
@@ -69,6 +70,22 @@ def test_the_counters_are_fios(daemon: Callable[..., Daemon], loop_disk: Disk, t
     }
     finished = running.value("llmio_request_size_bytes_count", **device) - counts["unowned"] - counts["expired"]
     assert counts["started"] == finished + counts["merged"] + counts["expired"] + in_flight
+
+
+def test_a_scrape_shows_what_was_done_before_it(daemon: Callable[..., Daemon], loop_disk: Disk) -> None:
+    """Once a process is known nothing wakes the pipeline for its few requests, and it sleeps longer and longer."""
+    running = daemon()
+    fd, block = os.open(loop_disk.path, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
+    try:
+        for number in range(1, 4):
+            time.sleep(number)
+            for _ in range(7):
+                os.preadv(fd, [block], 0)
+            found = running.value("llmio_requests_total", device=loop_disk.device)
+            found += running.value("llmio_requests_in_flight", device=loop_disk.device)
+            assert found == 7 * number
+    finally:
+        os.close(fd)
 
 
 def test_the_names_are_those_of_the_design(daemon: Callable[..., Daemon], loop_disk: Disk, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.records import REQUEST
 from llmio_probe.kernel.ring import Ring, map_ring
 from llmio_probe.kernel.tables import Table
+from tests.singly import add_requests
 
 HERE = Path(__file__).parent
 RING_BYTES = 4096
@@ -83,7 +84,7 @@ def test_sizes_around_an_edge_come_through_and_fall_in_their_buckets(pusher: Pus
     records = pusher.ring.read()
     assert records["bytes"].tolist() == [131071, 131072, 131073]
     series = Series(detail=True)
-    series.add_requests(records, np.full(3, 7, np.int32))
+    add_requests(series, records, np.full(3, 7, np.int32))
     [row] = series.request_distributions()
     counts = dict(zip(SIZE_EDGES, row.size_bytes.counts.tolist(), strict=False))
     assert (counts[65536], counts[131072], counts[262144]) == (0, 2, 1)

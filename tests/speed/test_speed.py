@@ -6,7 +6,6 @@ asserted. Rounds bring a fixed number of records: that divided by the time of a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,25 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from llmio_probe import daemon, session
 from llmio_probe.aggregate.combinations import Combinations
 from llmio_probe.aggregate.series import Series
+from llmio_probe.config import DaemonConfig
 from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.facts import ProcessFacts, ProcessId
-from llmio_probe.identity.files import Files
-from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.mounts import Mounts
-from llmio_probe.identity.owners import Identity, Owner, Process
-from llmio_probe.identity.role_rules import builtin_role_rules
-from llmio_probe.identity.roles import RoleBook
+from llmio_probe.identity.owners import Owner, Process
 from llmio_probe.kernel.atomics import Atomics
-from llmio_probe.kernel.records import REQUEST, Batch, Engine, OwnerKind, Records
+from llmio_probe.kernel.records import REQUEST, REQUEST_SLOT, RING_POSITION, Batch, Engine, OwnerKind, Records
 from llmio_probe.kernel.records import Path as IoPath
-from llmio_probe.kernel.ring import Ring, RingMemory
+from llmio_probe.kernel.slots import SlotRings
 from llmio_probe.kernel.state import Losses, ProbeState
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
 from llmio_probe.pipeline import Pipeline
+from tests.singly import add_requests
 
 COUNT = 43_690
-"""Half of an 8 MiB ring."""
-TICK_NS = 10_000_000
+"""Two thirds of what one of two CPUs' rings holds."""
 DISK = 259 << 20
 
 
@@ -77,21 +74,17 @@ class Workers:
 
 
 class FullRing:
-    """An 8 MiB ring that is always half full of the same records, read as the probe reads it."""
+    """A ring that always holds the same records, read as the probe reads it."""
 
     def __init__(self, records: Records) -> None:
-        self._positions, data = np.zeros(2, np.uint64), np.zeros(2 * (8 << 20), np.uint8)
-        slots = np.ndarray(
-            len(records), np.dtype([("length", "u4"), ("page", "u4"), ("record", REQUEST)]), data
-        )  # fmt: skip
-        slots["length"], slots["record"] = REQUEST.itemsize, records
-        self._produced = slots.nbytes
-        consumer = self._positions.ctypes.data
-        self._memory = RingMemory(consumer, consumer + 8, data)
+        self._slots, self._positions = np.zeros((1, 2 * COUNT), REQUEST_SLOT), np.zeros(1, RING_POSITION)
+        self._slots["record"][0, : len(records)] = records
+        self._slots["written"][0, : len(records)] = np.arange(1, len(records) + 1)
+        self._count = len(records)
 
     def read(self) -> Batch:
-        self._positions[:] = 0, self._produced
-        return Batch(requests=Ring(self._memory, REQUEST, Atomics()).read())
+        self._positions["reserved"], self._positions["released"] = self._count, 0
+        return Batch(requests=SlotRings(self._slots, self._positions, Atomics()).read())
 
 
 class Recorded:
@@ -107,18 +100,14 @@ MakePipeline = Callable[..., Pipeline]
 
 @pytest.fixture
 def make_pipeline(tmp_path: Path) -> MakePipeline:
-    """In the daemon's configuration, unless detail asks for a session's."""
+    """The daemon's, with its defaults, unless detail asks for a session's."""
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mountinfo").write_text("22 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n")
 
     def make(source: Any, *, detail: bool = False) -> Pipeline:
-        identity = Identity(Workers(), builtin_rules(), time.monotonic, tick_ns=TICK_NS, per_process=detail, limit=24)
-        files = Files(Mounts(str(tmp_path)), Devices(str(tmp_path), str(tmp_path)), limit=20_000)
-        roles = RoleBook(
-            builtin_role_rules(), files.files, identity.framework_of,
-            undecided=detail, clock=time.monotonic, read_header=None,
-        )  # fmt: skip
-        return Pipeline(source, identity, files, roles, Series(detail=detail))
+        host = Workers(), Mounts(str(tmp_path)), Devices(str(tmp_path), str(tmp_path))
+        furnished = session.rooms(*host) if detail else daemon.rooms(DaemonConfig(), *host)
+        return furnished.pipeline(source)
 
     return make
 
@@ -200,7 +189,7 @@ def full_series(workers: dict[int, Owner]) -> Series:
     records["issued_ns"] = records["made_ns"] + (1 << random.integers(9, 32, count))
     records["done_ns"] = records["issued_ns"] + (1 << random.integers(9, 34, count))
     series = Series(detail=False)
-    series.add_requests(records, random.choice(list(workers), count).astype(np.int32), random.integers(0, 2, count))
+    add_requests(series, records, random.choice(list(workers), count).astype(np.int32), random.integers(0, 2, count))
     return series
 
 

@@ -54,6 +54,19 @@ def test_a_signal_before_the_wait_ends_it_too_but_only_one() -> None:
         assert waited(events, 0.05) >= 0.04
 
 
+def test_another_thread_ends_a_wait() -> None:
+    with Events([SIGNAL]) as events:
+        timer = threading.Timer(0.1, events.wake)
+        timer.start()
+        assert waited(events, LONG) < LONG / 2
+        timer.join()
+        for _ in range(100_000):  # however often it says so, and nobody reads
+            events.wake()
+        assert waited(events, LONG) < LONG / 2
+        assert events.signals() == []
+    events.wake()
+
+
 def test_signals_are_reported_in_order() -> None:
     with Events([SIGNAL, OTHER]) as events:
         for number in (OTHER, SIGNAL, OTHER):

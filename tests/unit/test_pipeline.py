@@ -18,6 +18,7 @@ from llmio_probe.identity.role_rules import builtin_role_rules
 from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.records import Batch, Engine, FileSight, Op, ProcessFlag, Records, RequestFlag
 from llmio_probe.pipeline import LONGEST_WAIT, SHORTEST_WAIT, Pipeline
+from tests.singly import add_requests
 from tests.unit.identity.conftest import TICK_NS, Host, announced, calls, requests
 
 NVME, SDA, SDB = 259 << 20, 8 << 20, 8 << 20 | 16
@@ -84,12 +85,12 @@ def on(*devices: int) -> Records:
 def test_it_waits_longer_and_longer_while_there_is_nothing_and_shortest_under_load(
     pipeline: Pipeline, source: HandSource
 ) -> None:
-    assert pipeline.wait == SHORTEST_WAIT == 0.2
+    assert pipeline.wait == SHORTEST_WAIT == 0.5
     waits = []
     for _ in range(7):
         assert pipeline.run() == 0
         waits.append(pipeline.wait)
-    assert waits == [0.4, 0.8, 1.0, 1.0, 1.0, 1.0, LONGEST_WAIT]
+    assert waits == [1.0, 2.0, 4.0, 5.0, 5.0, 5.0, LONGEST_WAIT]
     source.batches = [Batch(requests=requests(5)), Batch(calls=calls(5))]
     assert (pipeline.run(), pipeline.wait) == (1, SHORTEST_WAIT)
     pipeline.run()
@@ -201,7 +202,7 @@ def test_counting_by_combination_gives_what_counting_each_record_gives(
         identity, files, roles, series = singly
         files.observe(known)
         owners, indexes = identity.resolve(records), files.resolve(records)
-        series.add_requests(records, owners, roles.resolve(records, owners, indexes), indexes)
+        add_requests(series, records, owners, roles.resolve(records, owners, indexes), indexes)
     assert rows_of(*combined) == rows_of(*singly)
     assert {row.role for row in combined[-1].streams()} == {"weights", "kv_cache", "other"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ def listening() -> Iterator[socket.socket]:
 
 def test_it_is_told_when_the_daemon_is_ready_and_alive(listening: socket.socket) -> None:
     manager = Manager({"NOTIFY_SOCKET": f"@{NAME}", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())})
+    assert manager.longest_silence == 7.5
     manager.ready("serving")
     manager.alive()
     manager.stopping()
@@ -51,7 +53,9 @@ def test_a_socket_with_a_path_is_found_too(tmp_path: Path) -> None:
 def test_without_a_watchdog_of_ours_nobody_is_told_that_we_live(
     listening: socket.socket, watchdog: dict[str, str]
 ) -> None:
-    Manager({"NOTIFY_SOCKET": f"@{NAME}", **watchdog}).alive()
+    manager = Manager({"NOTIFY_SOCKET": f"@{NAME}", **watchdog})
+    assert manager.longest_silence == math.inf
+    manager.alive()
     with pytest.raises(BlockingIOError):
         listening.recv(4096)
 

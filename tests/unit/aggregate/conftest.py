@@ -12,6 +12,7 @@ import pytest
 from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, REQUESTS_EXPONENTS, bucket
 from llmio_probe.aggregate.series import Series
 from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, Path, Records, RequestFlag
+from tests.singly import add_requests
 
 DISK = 259 << 20
 US = 1000
@@ -111,7 +112,7 @@ def count(series: Series) -> Count:
 
     def add(owner: int = 2, count: int = 1, **fields: Any) -> None:
         records = requests(count, **fields)
-        series.add_requests(records, owned(records, owner))
+        add_requests(series, records, owned(records, owner))
 
     return add
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from llmio_probe.aggregate import combinations
-from llmio_probe.aggregate.combinations import LEFT_OUT, MOST, Combinations, Combined, singly
+from llmio_probe.aggregate.combinations import LEFT_OUT, MOST, Combinations, Combined
 from llmio_probe.kernel.records import REQUEST, Records
+from tests.singly import singly
 from tests.unit.aggregate.conftest import requests
 
 NAMES: tuple[str, ...] = REQUEST.names or ()

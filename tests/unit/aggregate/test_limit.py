@@ -17,6 +17,7 @@ from llmio_probe.aggregate.series import (
 )
 from llmio_probe.identity.owners import OTHER, UNKNOWN
 from llmio_probe.kernel.records import Engine, Op, Path
+from tests.singly import add_requests
 from tests.unit.aggregate.conftest import calls, owned, requests
 
 ONE = STREAM_SERIES + SIZE_SERIES + LATENCY_SERIES
@@ -25,7 +26,7 @@ ONE = STREAM_SERIES + SIZE_SERIES + LATENCY_SERIES
 
 def read(series: Series, owner: int, count: int = 1, **fields: int) -> None:
     records = requests(count, **fields)
-    series.add_requests(records, owned(records, owner))
+    add_requests(series, records, owned(records, owner))
 
 
 def by_owner(series: Series) -> dict[int, int]:

@@ -21,6 +21,7 @@ from llmio_probe.kernel.records import (
     Records,
     RequestFlag,
 )
+from tests.singly import add_requests
 from tests.unit.aggregate.conftest import DISK, MS, US, bucket_of, owned, parts, requests
 
 KEY = (
@@ -107,7 +108,7 @@ def files_of(records: Records) -> Any:
 def test_totals_and_buckets_are_those_of_the_records(detail: bool) -> None:
     records = mixed()
     one, other = Series(detail=detail), Series(detail=detail)
-    one.add_requests(records, owned(records), None, files_of(records))
+    add_requests(one, records, owned(records), None, files_of(records))
     rows = added_up(records)
     assert len(rows) < len(records)
     other.add_overflow(rows, owned(rows), None, files_of(rows))
@@ -117,16 +118,16 @@ def test_totals_and_buckets_are_those_of_the_records(detail: bool) -> None:
 def test_it_does_not_matter_how_much_came_which_way() -> None:
     records = mixed()
     one, other = Series(detail=True), Series(detail=True)
-    one.add_requests(records, owned(records), None, files_of(records))
+    add_requests(one, records, owned(records), None, files_of(records))
     for half, added in ((records[::2], False), (records[1::2], True)):
         rows = added_up(half) if added else half
-        (other.add_overflow if added else other.add_requests)(rows, owned(rows), None, files_of(rows))
+        (Series.add_overflow if added else add_requests)(other, rows, owned(rows), None, files_of(rows))
     assert totals_of(other) == totals_of(one)
 
 
 def test_percentiles_come_from_buckets_then_and_say_so(series: Series) -> None:
     records = requests(100, bytes=3000, done_ns=1110 * US)
-    series.add_requests(records, owned(records))
+    add_requests(series, records, owned(records))
     assert series.streams()[0].exact
     rows = added_up(records)
     series.add_overflow(rows, owned(rows))
@@ -143,7 +144,7 @@ def test_other_streams_stay_exact(series: Series) -> None:
     rows = added_up(requests(3))
     series.add_overflow(rows, owned(rows))
     records = requests(3, op=Op.WRITE)
-    series.add_requests(records, owned(records))
+    add_requests(series, records, owned(records))
     assert {stream.op: stream.exact for stream in series.streams()} == {Op.READ: False, Op.WRITE: True}
 
 
@@ -182,9 +183,9 @@ def test_a_device_was_busy_for_as_long_as_requests_were_under_way_or_time_went_b
 def test_a_full_rings_time_is_not_hidden_by_another_rings_records(series: Series) -> None:
     """Totals are counted first: a second ring has a record until now, and was not busy all the time."""
     before = requests(1, made_ns=9 * MS, issued_ns=9 * MS, done_ns=10 * MS)
-    series.add_requests(before, owned(before))
+    add_requests(series, before, owned(before))
     rows = added_up(requests(32, made_ns=10 * MS, issued_ns=10 * MS, done_ns=110 * MS))
     series.add_overflow(rows, owned(rows))
     beside = requests(1, made_ns=108 * MS, issued_ns=109 * MS, done_ns=110 * MS)
-    series.add_requests(beside, owned(beside))
+    add_requests(series, beside, owned(beside))
     assert series.device_busy_seconds() == {DISK: pytest.approx(0.101)}

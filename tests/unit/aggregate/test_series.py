@@ -23,6 +23,7 @@ from llmio_probe.aggregate.series import Series
 from llmio_probe.aggregate.table import Rows
 from llmio_probe.identity.roles import FIRST_UNDECIDED, OTHER_ROLE, ROLES
 from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, OwnerKind, Path, Records, RequestFlag
+from tests.singly import add_requests
 from tests.unit.aggregate.conftest import DISK, US, CallFlag, Count, calls, owned, parts, requests
 
 MIB = 1 << 20
@@ -83,7 +84,7 @@ def submission(row: Submission) -> Any:
 
 
 def test_nothing_gives_no_rows(series: Series) -> None:
-    series.add_requests(np.empty(0, REQUEST), np.empty(0, np.int32))
+    add_requests(series, np.empty(0, REQUEST), np.empty(0, np.int32))
     series.add_calls(np.empty(0, CALL), np.empty(0, np.int32))
     series.forget([2])
     assert not any(everything(series).values())
@@ -115,7 +116,7 @@ def test_what_differs_in_one_thing_is_another_stream(series: Series, count: Coun
 
 def test_each_role_is_a_stream_of_its_own(series: Series) -> None:
     records = requests(len(ROLES))
-    series.add_requests(records, np.full(len(records), 2, np.int32), np.arange(len(ROLES)))
+    add_requests(series, records, np.full(len(records), 2, np.int32), np.arange(len(ROLES)))
     assert sorted(row.role for row in series.streams()) == sorted(ROLES)
     assert sorted(row.role for row in series.request_distributions()) == sorted(ROLES)
 
@@ -233,7 +234,7 @@ def test_distributions_join_the_engines_and_paths_of_a_worker(series: Series, co
 def test_without_detail_percentiles_are_unknown_and_totals_the_same(series: Series, count: Count) -> None:
     plain_series = Series(detail=False)
     records = requests(10, bytes=np.arange(10) * 512 + 512, status=[1] + [0] * 9)
-    plain_series.add_requests(records, np.full(10, 2, np.int32))
+    add_requests(plain_series, records, np.full(10, 2, np.int32))
     count(count=10, bytes=records["bytes"], status=records["status"])
     detailed, row = only(series.streams()), only(plain_series.streams())
     assert (row.requests, row.bytes, row.errors) == (detailed.requests, detailed.bytes, detailed.errors)
@@ -334,7 +335,7 @@ def test_a_call_that_handed_over_nothing_took_its_time_too(series: Series, count
 def test_forgetting_an_owner_takes_its_rows_and_nothing_else(series: Series, count: Count, count_calls: Count) -> None:
     for owner in (2, 3, 4):
         records = requests(20, bytes=np.arange(20) * owner * 512 + 512, status=owner)
-        series.add_requests(records, owned(records, owner), files=np.arange(20, dtype=np.int32))
+        add_requests(series, records, owned(records, owner), files=np.arange(20, dtype=np.int32))
         count(owner=owner, op=Op.WRITE)
         count_calls(owner=owner)
     before, use = everything(series), series.device_use()
@@ -364,7 +365,7 @@ def test_files_of_an_owner_that_was_forgotten_begin_anew_and_those_of_others_go_
     for _ in range(2):
         for owner in (2, 3):
             records = requests(2)
-            series.add_requests(records, owned(records, owner), files=files)
+            add_requests(series, records, owned(records, owner), files=files)
         series.forget([2])
     found = {(row.owner, row.file): row.read_bytes for row in series.file_use()}
     assert found == {(3, 5): 8192, (3, 6): 8192}
@@ -372,7 +373,7 @@ def test_files_of_an_owner_that_was_forgotten_begin_anew_and_those_of_others_go_
 
 def test_all_owners_can_be_forgotten(series: Series, count: Count) -> None:
     count()
-    series.add_requests(requests(), owned(requests()), files=np.array([1], np.int32))
+    add_requests(series, requests(), owned(requests()), files=np.array([1], np.int32))
     series.forget([2])
     assert (series.streams(), series.file_use()) == ([], [])
     count(bytes=512)
@@ -437,18 +438,18 @@ def test_batches_give_the_same_rows_as_one_large_batch(seed: int, detail: bool) 
     owners, roles = random.integers(0, 6, 1000).astype(np.int32), random.integers(0, len(ROLES), 1000)
     files = random.integers(0, 50, 1000).astype(np.int32)
     whole, split = Series(detail=detail), Series(detail=detail)
-    whole.add_requests(records, owners, roles, files)
+    add_requests(whole, records, owners, roles, files)
     whole.add_calls(called, owners)
     cuts = np.sort(random.integers(0, 1000, random.integers(1, 60)))
     for batch in np.split(np.arange(1000), cuts):
-        split.add_requests(records[batch], owners[batch], roles[batch], files[batch])
+        add_requests(split, records[batch], owners[batch], roles[batch], files[batch])
         split.add_calls(called[batch], owners[batch])
     assert everything(split) == everything(whole)
 
 
 def test_a_batch_that_is_worked_on_in_pieces_is_counted_whole(series: Series) -> None:
     records = requests(100_000, bytes=512)
-    series.add_requests(records, owned(records), files=np.arange(100_000, dtype=np.int32) % 7 + 1)
+    add_requests(series, records, owned(records), files=np.arange(100_000, dtype=np.int32) % 7 + 1)
     assert (only(series.streams()).requests, only(series.device_use()).requests) == (100_000, 100_000)
     assert sum(row.requests for row in series.file_use()) == 100_000
 
@@ -457,7 +458,7 @@ def test_totals_are_those_of_a_loop_over_the_records(series: Series) -> None:
     random = np.random.default_rng(9)
     records = random_requests(random, 5000)
     owners, files = random.integers(0, 6, 5000).astype(np.int32), random.integers(0, 40, 5000).astype(np.int32)
-    series.add_requests(records, owners, files=files)
+    add_requests(series, records, owners, files=files)
     expected: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     expected_files: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     expected_bytes: dict[Any, list[int]] = defaultdict(lambda: [0, 0])
@@ -496,7 +497,7 @@ def test_totals_are_those_of_a_loop_over_the_records(series: Series) -> None:
 def test_what_was_attributed_stays_when_its_owner_is_forgotten(series: Series) -> None:
     """The sum over all workers is a counter of its own: it must never fall."""
     records = requests(3, op=[Op.READ, Op.WRITE, Op.DISCARD], owner=OwnerKind.PROCESS)
-    series.add_requests(records, owned(records, 5))
+    add_requests(series, records, owned(records, 5))
     series.forget([5])
     assert series.streams() == []
     assert series.attributed_bytes() == [AttributedBytes(DISK, OwnerKind.PROCESS, False, 8192, 0)]
@@ -512,7 +513,7 @@ def test_bytes_are_told_apart_by_owner_by_file_known_and_by_sharing(series: Seri
         device=[DISK] * 5 + [7 << 20],
         flags=[RequestFlag.SHARED, RequestFlag.SHARED | RequestFlag.PART, 0, RequestFlag.SYNC, 0, 0],
     )
-    series.add_requests(records, owned(records))
+    add_requests(series, records, owned(records))
     assert series.attributed_bytes() == [
         AttributedBytes(7 << 20, OwnerKind.PROCESS, True, 32, 0),
         AttributedBytes(DISK, OwnerKind.UNKNOWN, True, 1, 1),
@@ -529,7 +530,7 @@ def test_a_part_is_bytes_of_its_owner_and_nothing_else(series: Series) -> None:
     """A write of 128 KiB by owner 2, 28 KiB of which are owner 3's."""
     whole = requests(op=Op.WRITE, engine=Engine.POSIX, path=Path.WRITEBACK, bytes=102400, request_bytes=131072)
     records = np.concatenate([parts(bytes=28672), whole])
-    series.add_requests(records, np.array([3, 2], np.int32))
+    add_requests(series, records, np.array([3, 2], np.int32))
     own, part = sorted(series.streams(), key=lambda row: row.owner)
     assert (own.requests, own.bytes, own.size_bytes) == (1, 102400, Percentiles(*[131072] * 4))
     assert (part.requests, part.bytes, part.errors, part.requeues) == (0, 28672, 0, 0)
@@ -545,7 +546,7 @@ def test_a_part_is_bytes_of_its_owner_and_nothing_else(series: Series) -> None:
 def test_a_batch_of_parts_only_has_bytes_and_no_requests(detail: bool) -> None:
     series = Series(detail=detail)
     for _ in range(2):
-        series.add_requests(parts(2), owned(parts(2)), files=np.array([1, 0], np.int32))
+        add_requests(series, parts(2), owned(parts(2)), files=np.array([1, 0], np.int32))
     row = only(series.streams())
     assert (row.requests, row.bytes, row.size_bytes, row.latency_seconds) == (0, 16384, None, dict.fromkeys(STAGES))
     assert (series.device_use(), series.device_busy_seconds()) == ([], {})
@@ -573,7 +574,7 @@ def test_a_file_says_what_each_of_its_owners_did_with_it_on_each_device(series: 
     )
     owners, files = np.array([2, 2, 3, 2, 2, 2], np.int32), np.array([9, 9, 9, 9, 4, 9], np.int32)
     for _ in range(2):
-        series.add_requests(records, owners, files=files)
+        add_requests(series, records, owners, files=files)
     assert sorted(series.file_use(), key=lambda row: (row.file, row.owner, row.device)) == [
         FileUse(4, 2, DISK, 32, 0, 2, False),
         FileUse(9, 2, 7 << 20, 16, 0, 2, False),
@@ -586,20 +587,20 @@ def test_a_file_written_by_several_is_marked_where_it_was_and_stays_so(series: S
     shared = np.concatenate([requests(op=Op.WRITE, flags=RequestFlag.SHARED), parts(2)])
     shared["flags"][2] |= RequestFlag.SHARED
     for records in (shared, requests(3)):
-        series.add_requests(records, owned(records), files=np.array([1, 2, 3], np.int32))
+        add_requests(series, records, owned(records), files=np.array([1, 2, 3], np.int32))
     assert {row.file: row.shared for row in series.file_use()} == {1: True, 2: False, 3: True}
 
 
 def test_the_unknown_file_is_no_row(series: Series) -> None:
     records = requests(2)
-    series.add_requests(records, owned(records), files=np.array([0, 1], np.int32))
+    add_requests(series, records, owned(records), files=np.array([0, 1], np.int32))
     assert only(series.file_use()).file == 1
     assert only(series.streams()).bytes == 8192
 
 
 def test_without_detail_there_are_no_files() -> None:
     series = Series(detail=False)
-    series.add_requests(requests(), owned(requests()), files=np.array([1], np.int32))
+    add_requests(series, requests(), owned(requests()), files=np.array([1], np.int32))
     assert series.file_use() == []
 
 
@@ -610,11 +611,11 @@ def test_many_files_cost_a_batch_little(series: Series) -> None:
     files = {count: random.integers(1, count + 1, 20_000).astype(np.int32) for count in (1, 100_000)}
     took = {}
     for count, each in files.items():
-        series.add_requests(records, owned(records), files=each)
+        add_requests(series, records, owned(records), files=each)
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            series.add_requests(records, owned(records), files=each)
+            add_requests(series, records, owned(records), files=each)
             times.append(time.perf_counter() - start)
         took[count] = min(times)
     # They are even; a loop over the records would take 50 ms.
@@ -626,7 +627,7 @@ def test_many_files_cost_a_batch_little(series: Series) -> None:
 
 def test_an_undecided_role_is_other_until_it_is_settled(series: Series) -> None:
     records = requests(3, bytes=[512, 1024, 2048])
-    series.add_requests(records, owned(records), np.array([FIRST_UNDECIDED, OTHER_ROLE, FIRST_UNDECIDED + 1000]))
+    add_requests(series, records, owned(records), np.array([FIRST_UNDECIDED, OTHER_ROLE, FIRST_UNDECIDED + 1000]))
     row = only(series.streams())
     assert (row.role, row.requests, row.bytes, row.size_bytes) == (
         "other",
@@ -651,8 +652,8 @@ def test_settled_roles_give_what_counting_under_them_would_have_given(seed: int,
         records["engine"], records["path"] = Engine.LIBAIO, random.choice([Path.DIRECT, Path.SWAP], 200)
         roles = random.choice([*range(len(ROLES)), *final], 200)
         files = random.integers(0, 50, 200).astype(np.int32)
-        known.add_requests(records, owners, np.array([final.get(role, role) for role in roles.tolist()]), files)
-        now.add_requests(records, owners, roles, files)
+        add_requests(known, records, owners, np.array([final.get(role, role) for role in roles.tolist()]), files)
+        add_requests(now, records, owners, roles, files)
     assert len(now._streams) > len(known._streams)
     for _ in range(2):
         now.settle_roles(final)
@@ -661,7 +662,7 @@ def test_settled_roles_give_what_counting_under_them_would_have_given(seed: int,
 
 
 def test_counting_goes_on_after_roles_were_settled(series: Series, count: Count) -> None:
-    series.add_requests(requests(), owned(requests()), np.array([FIRST_UNDECIDED]))
+    add_requests(series, requests(), owned(requests()), np.array([FIRST_UNDECIDED]))
     series.settle_roles({FIRST_UNDECIDED: OTHER_ROLE})
     count()
     assert only(series.streams()).requests == 2

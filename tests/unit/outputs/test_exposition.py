@@ -28,6 +28,7 @@ from llmio_probe.outputs.metrics import METRICS, SERIES, WORKER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import Access
+from tests.singly import add_requests
 from tests.unit.identity.conftest import TICK_NS, Host, announced, start_ns
 
 parse_openmetrics: Callable[[str], Iterable[Family]] = openmetrics.text_string_to_metric_families
@@ -59,7 +60,7 @@ class Machine:
         self.identity.observe(announced(pid, name[:15]))
 
     def count(self, records: Records, roles: Any = None) -> None:
-        self.series.add_requests(records, self.identity.resolve(records), roles)
+        add_requests(self.series, records, self.identity.resolve(records), roles)
 
     def count_calls(self, records: Records) -> None:
         self.series.add_calls(records, self.identity.resolve(records))
