@@ -47,12 +47,14 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 
 /*
  * One more in a value's bucket. Check and use in one piece: between them LLVM may put the index on the stack, where before
- * 5.16 the verifier forgets what it knows of a number.
+ * 5.16 the verifier forgets what it knows of a number. On ways that cannot be, such as of a value that is 0 and is not, it
+ * knows contradictory bounds, and takes no pointer with those (5.10); the mask, above any bucket's index, makes them one.
  */
 #define COUNT_IN(buckets, value, name)                                                                    \
 	do {                                                                                              \
 		__u64 bucket = bucket_of(value, BUCKET_##name##_FIRST, BUCKET_##name##_LAST);             \
-		asm volatile("if %[bucket] > %[last] goto +3;"                                            \
+		asm volatile("%[bucket] &= 63;"                                                           \
+			     "if %[bucket] > %[last] goto +3;"                                            \
 			     "%[bucket] <<= 2;"                                                           \
 			     "%[bucket] += %[first];"                                                     \
 			     "lock *(u32 *)(%[bucket] + 0) += %[one];"                                    \
