@@ -106,7 +106,7 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Memory",
-                "resident: of the daemon, the mapped rings included, twice. kernel: the maps and rings of the "
+                "resident: of the daemon, the mapped rings included. kernel: the maps and rings of the "
                 "programs.",
                 BYTES,
                 (f"process_resident_memory_bytes{{{HOST}}} {OF_PROBES}", "{{instance}} resident"),

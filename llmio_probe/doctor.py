@@ -32,7 +32,7 @@ from llmio_probe.kernel.bcc_loader import require_headers
 from llmio_probe.kernel.core_loader import variant_for
 from llmio_probe.kernel.libbpf import LIBRARY, Libbpf
 from llmio_probe.kernel.loaders import which
-from llmio_probe.kernel.loading import LoaderName, ProbeObject, ProbeOptions, object_path
+from llmio_probe.kernel.loading import RING_MAPS, LoaderName, ProbeObject, ProbeOptions, object_path
 from llmio_probe.kernel.probe import Probe
 from llmio_probe.kernel.records import Op
 from llmio_probe.kernel.records import Path as IoPath
@@ -337,7 +337,7 @@ def _trial(host: Host) -> Finding:
     if not host.may_load:
         return Finding("warn", _NOT_TRIED)
     trial = host.trial()
-    rings = sum(size for name, size in trial.memory.items() if name.endswith("_ring"))
+    rings = sum(size for name, size in trial.memory.items() if name in RING_MAPS)
     tables = sum(trial.memory.values()) - rings
     done = (
         f"{trial.programs} programs loaded, attached and detached; they take {bytes_text(rings)} of rings and "

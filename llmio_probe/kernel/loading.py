@@ -137,6 +137,8 @@ SLOTS = 1 << 17
 from one CPU of two after 0.13 s."""
 RINGS_BYTES = 8 << 20
 """Of all rings together where they are BPF ring buffers: 87,381 requests."""
+RING_MAPS = frozenset({"request_slots", "requests_rings", "processes_ring", "files_ring"})
+"""Where the memory of rings is accounted."""
 PLAIN_MAPS = frozenset({"request_slots", "ring_positions", "call_states"})
 OTHER_MAPS = frozenset({"requests_rings", "calls", "walks"})
 """What only the plain variant has, and what only the others have (bpf/variant.h)."""

@@ -36,7 +36,7 @@ def daemon(setting: Setting) -> Iterator[Row]:
         quoted=True,
     )  # fmt: skip
     yield Row("daemon's memory after that beside the rings, MiB", Figure([rest]), Goal("≤", 64), quoted=True)
-    yield Row("its rings as mapped, their data twice, MiB", Figure([rings]))
+    yield Row("its rings as mapped, MiB", Figure([rings]))
 
 
 def _share(pid: int, work: Callable[[], T]) -> tuple[float, T]:
