@@ -7,6 +7,7 @@ import platform
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_a_reader_beside_a_writer_loses_and_invents_nothing(pusher: Pusher) -> N
     batches = []
     while writer.is_alive():
         batches.append(pusher.ring.read())
+        time.sleep(0)  # else the writer waits 5 ms a round for the interpreter
     writer.join()
     batches.append(pusher.ring.read())
     records = np.concatenate(batches)

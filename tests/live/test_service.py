@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -279,8 +280,12 @@ def costs(running: Daemon) -> dict[str, float]:
 
 
 def statistics_on(running: Daemon) -> bool:
-    """Whether the kernel times programs for this daemon: that hangs on a descriptor."""
-    return any(os.readlink(fd) == "anon_inode:bpf-stats" for fd in Path(f"/proc/{running.process.pid}/fd").iterdir())
+    """Whether the kernel times programs for this daemon: that hangs on a descriptor. Others may go while we look."""
+    links = set()
+    for fd in Path(f"/proc/{running.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.add(os.readlink(fd))
+    return "anon_inode:bpf-stats" in links
 
 
 @pytest.mark.parametrize(
