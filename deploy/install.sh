@@ -66,6 +66,7 @@ uninstall_all() {
     manager disable --now llmio-probe || true
     rm -rf "$DESTDIR$packages" "$DESTDIR$shared" "$DESTDIR$documents"
     rm -f "$DESTDIR$program" "$DESTDIR$units/llmio-probe.service" "$DESTDIR$config/llmio-probe.yaml"
+    [ -n "$DESTDIR" ] || rm -rf /run/llmio-probe /run/private/llmio-probe # the daemon's lock
     for folder in "$config" "$units" "${units%/system}"; do # what others have put there stays
         rmdir "$DESTDIR$folder" 2>/dev/null || true
     done

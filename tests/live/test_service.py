@@ -64,13 +64,14 @@ def test_it_is_nobody_and_holds_one_capability(daemon: Start) -> None:
         assert status["NoNewPrivs"] == "1"
 
 
-def test_it_holds_no_file_open_but_what_it_was_started_with(daemon: Start) -> None:
+def test_it_holds_no_file_open_but_its_lock_and_what_it_was_started_with(daemon: Start) -> None:
     running = daemon()
     folder = Path(f"/proc/{running.process.pid}/fd")
     kinds = Counter(re.sub(r"\d+", "N", os.readlink(fd)) for fd in folder.iterdir() if int(fd.name) > 2)
     assert set(kinds) <= {
         "anon_inode:bpf-map", "anon_inode:bpf-prog", "anon_inode:bpf_link", "anon_inode:[perf_event]",
         "anon_inode:btf", "anon_inode:bpf-stats", "anon_inode:[eventpoll]", "socket:[N]",
+        "/run/llmio-probe/daemon",
     }, kinds  # fmt: skip
 
 

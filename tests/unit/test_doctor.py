@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmio_probe import doctor
-from llmio_probe.doctor import CHECKS, Contents, Finding, Host, Trial
+from llmio_probe.doctor import CHECKS, Contents, Finding, Host
 from llmio_probe.errors import ProbeError
 from llmio_probe.identity.pidns import HOST_PID_NAMESPACE
 from llmio_probe.kernel.records import Path as IoPath

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import ssl
 import time
 import urllib.request
 from collections import Counter
@@ -157,6 +159,58 @@ def test_it_never_is_root_and_holds_what_it_needs_only(service: str) -> None:
         held = needed if int(task.name) == pid else 0
         assert [int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [held, held, 0, 0]
         assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+
+
+@pytest.fixture
+def tls(service: str) -> Iterator[Path]:
+    """As docs/daemon.md has it: the folder of a key that a group may read, and the service in that group."""
+    folder = Path("/etc/llmio-probe")
+    config, drop_in = folder / "llmio-probe.yaml", Path(f"/run/systemd/system/{service}.service.d/tls.conf")
+    before = config.read_text()
+    run("groupadd", "--system", "llmio-probe")
+    renew(folder)
+    (folder / "web.yaml").write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
+    for name in ("web.yaml", "key.pem"):
+        shutil.chown(folder / name, group="llmio-probe")
+        (folder / name).chmod(0o640)
+    config.write_text(f"{before}\nweb_config: {folder}/web.yaml\n")
+    drop_in.write_text("[Service]\nSupplementaryGroups=llmio-probe\n")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", service)
+    yield folder
+    config.write_text(before)
+    drop_in.unlink()
+    for name in ("web.yaml", "cert.pem", "key.pem"):
+        (folder / name).unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", service)
+
+
+def renew(folder: Path) -> None:
+    """Into the same files, whose rights stay as they are."""
+    run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+        "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-subj", "/CN=127.0.0.1",
+    )  # fmt: skip
+
+
+def served_certificate() -> str:
+    """An emulated daemon needs longer than it gives a handshake, at times."""
+    deadline = time.monotonic() + HANG
+    while True:
+        try:
+            return ssl.get_server_certificate(("127.0.0.1", 9464), timeout=HANG)
+        except OSError:
+            assert time.monotonic() < deadline, "no handshake came through"
+
+
+def test_it_serves_tls_by_a_key_that_a_group_may_read_and_a_reload_takes_over_a_renewed_one(
+    service: str, tls: Path
+) -> None:
+    assert served_certificate() == (tls / "cert.pem").read_text()
+    renew(tls)
+    run("systemctl", "reload", service)
+    wait_until(lambda: served_certificate() == (tls / "cert.pem").read_text(), "the old certificate is still served")
 
 
 def test_systemd_knows_how_it_is(service: str) -> None:
