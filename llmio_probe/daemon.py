@@ -42,7 +42,7 @@ from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import load_access
 from llmio_probe.pipeline import Rooms
 from llmio_probe.rights import Capability
-from llmio_probe.single import lock_folder, only_daemon
+from llmio_probe.single import only_daemon
 from llmio_probe.systemd import Manager, log_to
 
 COST_SECONDS = 2.0
@@ -86,7 +86,7 @@ def _serve(config_path: str) -> None:
     require_host_pids()
     user = rights.account(config.user) if os.geteuid() == 0 else None
     with (
-        only_daemon(lock_folder(os.environ)),
+        only_daemon(),
         Events((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as events,
         Probe(probe_options(calls=config.calls, loader=config.loader)) as probe,
     ):

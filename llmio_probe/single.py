@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from llmio_probe.errors import ProbeError
+from llmio_probe.text import escape
 
 FOLDER = Path("/run/llmio-probe")
+"""One for whoever starts it: RuntimeDirectory= of the unit, or made by root."""
 
 
-def lock_folder(environ: Mapping[str, str]) -> Path:
-    """systemd's RuntimeDirectory=, or the same made by root."""
-    return Path(environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER)
-
-
-def only_daemon(folder: Path) -> IO[str]:
+def only_daemon(folder: Path = FOLDER) -> IO[str]:
     """What to keep as long as the daemon runs. ProbeError when there is one, or no lock to be had."""
+    # No link is followed: the folder may be that of a service's account, and we root.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
-        lock = open(os.open(folder / "daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")  # noqa: SIM115
+        lock = open(os.open(folder / "daemon", flags, 0o600), "r+")  # noqa: SIM115
     except OSError as error:
         raise ProbeError(
             f"the lock that keeps a host to one daemon cannot be opened in {folder} ({error.strerror}): "
@@ -37,13 +35,23 @@ def only_daemon(folder: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with lock:
-            holder = lock.read().strip()
-        who = f" (process {holder})" if holder.isdecimal() else ""
+            holder = _process(lock.read(64).strip())
         raise ProbeError(
-            f"a daemon runs on this host already{who}: stop it first, or watch beside it with llmio-probe --all"
+            f"a daemon runs on this host already{holder}: stop it first, or watch beside it with llmio-probe --all"
         ) from None
     with suppress(OSError):  # the lock is what counts, a full /run leaves it nameless
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
     return lock
+
+
+def _process(pid: str) -> str:
+    """Its number and command, as far as they are known."""
+    if not (pid.isascii() and pid.isdigit()):
+        return ""
+    with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        if command:
+            return f" (process {pid}: {escape(command)})"
+    return f" (process {pid})"

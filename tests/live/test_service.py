@@ -94,10 +94,11 @@ def test_a_second_daemon_says_so_and_leaves(daemon: Start, tmp_path: Path) -> No
     other = tmp_path / "other"
     other.mkdir()
     second = [*PROBE, "daemon", "--config", str(configuration(other))]  # on another port
+    command = " ".join([*map(str, PROBE), "daemon", "--config", str(running.config)])
     done = subprocess.run(second, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 1
     assert done.stderr == (
-        f"llmio-probe: a daemon runs on this host already (process {running.process.pid}): "
+        f"llmio-probe: a daemon runs on this host already (process {running.process.pid}: {command}): "
         "stop it first, or watch beside it with llmio-probe --all\n"
     )
     running.scrape()

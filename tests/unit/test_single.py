@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from llmio_probe.errors import ProbeError
-from llmio_probe.single import FOLDER, lock_folder, only_daemon
+from llmio_probe.single import only_daemon
 
 
 def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     with (
         only_daemon(tmp_path),
-        pytest.raises(ProbeError, match=rf"^a daemon runs on this host already \(process {os.getpid()}\): stop it "),
+        pytest.raises(
+            ProbeError, match=rf"^a daemon runs on this host already \(process {os.getpid()}: .*pytest.*\): stop it "
+        ),
     ):
         only_daemon(tmp_path)
     only_daemon(tmp_path).close()
@@ -31,7 +33,7 @@ def test_a_killed_one_is_not_in_the_way(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as first:
         assert first.stdout
         first.stdout.readline()
-        with pytest.raises(ProbeError, match=re.escape(f"(process {first.pid})")):
+        with pytest.raises(ProbeError, match=re.escape(f"(process {first.pid}: {sys.executable} -c import time; ")):
             only_daemon(tmp_path)
         first.kill()
     only_daemon(tmp_path).close()
@@ -49,13 +51,18 @@ def test_a_folder_that_cannot_be_made_is_told_with_what_helps(tmp_path: Path) ->
         only_daemon(tmp_path / "file" / "folder")
 
 
-@pytest.mark.parametrize(
-    ("environ", "folder"),
-    [
-        ({}, FOLDER),
-        ({"RUNTIME_DIRECTORY": "/run/x"}, Path("/run/x")),
-        ({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, Path("/run/x")),
-    ],
-)
-def test_where_it_lies_is_systemds_to_say(environ: dict[str, str], folder: Path) -> None:
-    assert lock_folder(environ) == folder
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """The folder may belong to a service's account, and root would write to what it chose."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("important\n")
+    (tmp_path / "daemon").symlink_to(theirs)
+    with pytest.raises(ProbeError, match=r"cannot be opened in "):
+        only_daemon(tmp_path)
+    assert theirs.read_text() == "important\n"
+
+
+def test_a_lock_that_says_nonsense_of_its_holder_names_nobody(tmp_path: Path) -> None:
+    with only_daemon(tmp_path):
+        (tmp_path / "daemon").write_text("../1\n")
+        with pytest.raises(ProbeError, match=r"^a daemon runs on this host already: stop it first"):
+            only_daemon(tmp_path)
