@@ -1,4 +1,4 @@
-"""Whether the probe sees a request at all, tried on this host: loaded, attached, one O_DIRECT read of our own, detached.
+"""Whether the probe sees a request at all, tried on this host: loaded, attached, a read of our own, detached.
 
 For doctor, which says what came of it. Nothing is left behind, and nothing else may go in here.
 """
