@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import ssl
+import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -51,9 +52,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script = [PAYLOAD / "deploy" / "install.sh"]
     environ = {**os.environ, **settings, "PIP": str(pip)}
     run(*script, "install", env=environ)
-    patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")  # what is emulated takes its time
+    # What is emulated takes its time, and tests start it often.
+    patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")
     patience.parent.mkdir(parents=True)
-    patience.write_text("[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
+    patience.write_text("[Unit]\nStartLimitIntervalSec=0\n[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "llmio-probe")
     yield "llmio-probe"
@@ -161,29 +163,40 @@ def test_it_never_is_root_and_holds_what_it_needs_only(service: str) -> None:
         assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
 
 
+CONFIG = Path("/etc/llmio-probe")
+ASKED_FOR = ("web.yaml", "cert.pem", "key.pem")
+COPIES = Path("/run/credentials/llmio-probe.service")
+
+
 @pytest.fixture
-def tls(service: str) -> Iterator[Path]:
-    """As docs/daemon.md has it: the folder of a key that a group may read, and the service in that group."""
-    folder = Path("/etc/llmio-probe")
-    config, drop_in = folder / "llmio-probe.yaml", Path(f"/run/systemd/system/{service}.service.d/tls.conf")
+def by_tls(service: str) -> Iterator[Callable[[str, Path], None]]:
+    """Serve by TLS, with one of the two settings in deploy/tls.conf, and the web configuration in that folder."""
+    config, drop_in = CONFIG / "llmio-probe.yaml", Path(f"/run/systemd/system/{service}.service.d/tls.conf")
     before = config.read_text()
-    run("groupadd", "--system", "llmio-probe")
-    renew(folder)
-    (folder / "web.yaml").write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
-    for name in ("web.yaml", "key.pem"):
-        shutil.chown(folder / name, group="llmio-probe")
-        (folder / name).chmod(0o640)
-    config.write_text(f"{before}\nweb_config: {folder}/web.yaml\n")
-    drop_in.write_text("[Service]\nSupplementaryGroups=llmio-probe\n")
-    run("systemctl", "daemon-reload")
-    run("systemctl", "restart", service)
-    yield folder
+    run("groupadd", "--force", "--system", "ssl-cert")
+    renew(CONFIG)
+    (CONFIG / "web.yaml").write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
+    for name in ASKED_FOR:
+        (CONFIG / name).chmod(0o600)
+
+    def restart() -> None:
+        run("systemctl", "daemon-reload")
+        run("systemctl", "restart", service)
+
+    def serve(setting: str, folder: Path) -> None:
+        lines = Path("/usr/local/share/llmio-probe/tls.conf").read_text().splitlines()
+        chosen = [line.removeprefix("# ") for line in lines if line.removeprefix("# ").startswith(f"{setting}=")]
+        assert chosen
+        drop_in.write_text("\n".join(["[Service]", *chosen, ""]))
+        config.write_text(f"{before}\nweb_config: {folder}/web.yaml\n")
+        restart()
+
+    yield serve
     config.write_text(before)
-    drop_in.unlink()
-    for name in ("web.yaml", "cert.pem", "key.pem"):
-        (folder / name).unlink()
-    run("systemctl", "daemon-reload")
-    run("systemctl", "restart", service)
+    drop_in.unlink(missing_ok=True)
+    for name in ASKED_FOR:
+        (CONFIG / name).unlink()
+    restart()
 
 
 def renew(folder: Path) -> None:
@@ -204,13 +217,65 @@ def served_certificate() -> str:
             assert time.monotonic() < deadline, "no handshake came through"
 
 
-def test_it_serves_tls_by_a_key_that_a_group_may_read_and_a_reload_takes_over_a_renewed_one(
-    service: str, tls: Path
+def test_a_reload_takes_over_a_renewed_key_that_a_group_may_read(
+    service: str, by_tls: Callable[[str, Path], None]
 ) -> None:
-    assert served_certificate() == (tls / "cert.pem").read_text()
-    renew(tls)
+    for name in ASKED_FOR:
+        shutil.chown(CONFIG / name, group="ssl-cert")
+        (CONFIG / name).chmod(0o640)
+    by_tls("SupplementaryGroups", CONFIG)
+    first = (CONFIG / "cert.pem").read_text()
+    assert served_certificate() == first
+    renew(CONFIG)
     run("systemctl", "reload", service)
-    wait_until(lambda: served_certificate() == (tls / "cert.pem").read_text(), "the old certificate is still served")
+    renewed = (CONFIG / "cert.pem").read_text()
+    assert renewed != first
+    wait_until(lambda: served_certificate() == renewed, "the old certificate is still served")
+
+
+def test_a_restart_takes_over_a_renewed_key_that_is_roots_alone(
+    service: str, by_tls: Callable[[str, Path], None]
+) -> None:
+    by_tls("LoadCredential", COPIES)
+    assert served_certificate() == (CONFIG / "cert.pem").read_text()
+    renew(CONFIG)
+    run("systemctl", "reload", service)  # of the copies that it has got: nothing breaks
+    run("systemctl", "restart", service)
+    assert served_certificate() == (CONFIG / "cert.pem").read_text()
+    assert shown(service, "NRestarts") == "0"
+
+
+OURS = ("/usr/local/bin/llmio-probe", "daemon", "--config", str(CONFIG / "llmio-probe.yaml"))
+
+
+def test_roots_daemon_is_told_of_the_service(service: str) -> None:
+    second = subprocess.run(OURS, capture_output=True, text=True, timeout=HANG)
+    assert second.returncode == 1
+    assert second.stderr.startswith(
+        "llmio-probe: a daemon runs on this host already "
+        f"(process {shown(service, 'MainPID')}: /usr/bin/python3 -I {' '.join(OURS)}): stop it first, "
+    )
+
+
+@pytest.mark.parametrize("folder", ["systemd's", "root's"])
+def test_the_service_does_not_start_beside_roots_daemon(service: str, folder: str) -> None:
+    """Whoever made the lock's folder: a start that fails, and fails again, must not take the lock away."""
+    run("systemctl", "stop", service)
+    if folder == "root's":
+        run("systemctl", "clean", "--what=runtime", service)
+        assert not Path("/run/llmio-probe").exists()
+    with subprocess.Popen(OURS, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr
+        try:
+            while not first.stderr.readline().startswith("INFO serving"):
+                assert first.poll() is None
+            for _ in range(2):
+                assert subprocess.run(["systemctl", "start", service], timeout=HANG).returncode == 1
+                run("systemctl", "stop", service)
+        finally:
+            first.kill()
+    run("systemctl", "reset-failed", service)
+    run("systemctl", "start", service)
 
 
 def test_systemd_knows_how_it_is(service: str) -> None:
