@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmio_probe.rights import FOR_LIFE, LOADING, Capability, names
+from llmio_probe.single import FOLDER
 
 PROJECT = Path(__file__).parents[2]
 UNIT = PROJECT / "deploy" / "llmio-probe.service"
@@ -35,11 +36,21 @@ def directives(unit: Path) -> dict[str, str]:
     return dict(parser["Service"])
 
 
+def rating(unit: Path) -> float:
+    table = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit, LC_ALL="C")
+    found = re.search(r"Overall exposure level for llmio-probe\.service: ([0-9.]+)", table)
+    assert found, table
+    return float(found[1])
+
+
 def test_the_sandbox_is_rated_as_strict_as_is_promised() -> None:
-    rating = run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT, LC_ALL="C")
-    found = re.search(r"Overall exposure level for llmio-probe\.service: ([0-9.]+)", rating)
-    assert found, rating
-    assert float(found[1]) <= MOST_EXPOSED, rating
+    assert rating(UNIT) <= MOST_EXPOSED
+
+
+def test_the_lock_is_looked_for_where_systemd_makes_its_folder() -> None:
+    service = directives(UNIT)
+    assert Path("/run", service["RuntimeDirectory"]) == FOLDER
+    assert service["RuntimeDirectoryPreserve"] == "yes"  # else a start that fails takes another's lock away
 
 
 def test_the_drop_in_for_tls_fits_the_unit(tmp_path: Path) -> None:
@@ -51,6 +62,7 @@ def test_the_drop_in_for_tls_fits_the_unit(tmp_path: Path) -> None:
     assert set(directives(drop_in)) == {"IPAddressAllow", "SupplementaryGroups", "LoadCredential"}
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE)
     assert [line for line in done.stderr.splitlines() if "llmio" in line and "is not executable" not in line] == []
+    assert rating(unit) <= MOST_EXPOSED + 0.1
 
 
 def test_the_service_gets_the_capabilities_that_the_program_says_it_needs_and_no_other() -> None:
