@@ -264,7 +264,10 @@ def test_the_manager_is_told_how_it_is(daemon: Start, manager: socket.socket) ->
     running.reload()
     [*_, reloading] = told(manager, "RELOADING=1")
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", reloading)
-    told(manager, "READY=1")
+    [*_, ready] = told(manager, "READY=1")
+    assert ready == f"READY=1\nSTATUS=serving http://{running.address}/metrics"
+    running.reload("workers: many\n")
+    told(manager, f"{ready}; the last reload was refused, the log says why")
     running.process.terminate()
     told(manager, "STOPPING=1")
     assert running.process.wait(HANG) == 0
