@@ -48,9 +48,14 @@ END
     put deploy/llmio-probe.service "$units"
     sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$units/llmio-probe.service"
     [ -e "$DESTDIR$config/llmio-probe.yaml" ] || put deploy/llmio-probe.yaml "$config"
+    for file in deploy/web.yaml deploy/tls.conf; do
+        put "$file" "$shared"
+        sed -i "s|/etc/llmio-probe|$config|g" "$DESTDIR$shared/${file##*/}"
+    done
     for file in README.md LICENSE docs/*.md; do
         put "$file" "$documents"
     done
+    sed -i 's|](docs/|](|g' "$DESTDIR$documents/README.md" # they lie side by side here
     for folder in deploy/prometheus grafana; do # scrape configuration, rules, dashboards
         [ -d "$folder" ] || continue
         find "$folder" -type f ! -name '*.py' ! -path '*/__pycache__/*' | while read -r file; do
@@ -66,6 +71,7 @@ uninstall_all() {
     manager disable --now llmio-probe || true
     rm -rf "$DESTDIR$packages" "$DESTDIR$shared" "$DESTDIR$documents"
     rm -f "$DESTDIR$program" "$DESTDIR$units/llmio-probe.service" "$DESTDIR$config/llmio-probe.yaml"
+    [ -n "$DESTDIR" ] || rm -rf /run/llmio-probe /run/private/llmio-probe # the daemon's lock
     for folder in "$config" "$units" "${units%/system}"; do # what others have put there stays
         rmdir "$DESTDIR$folder" 2>/dev/null || true
     done

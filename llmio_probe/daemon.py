@@ -135,10 +135,9 @@ class Exporter:
             end_cost = self._begin_cost()
             self._give_up_rights(user)
             server.start(first=lambda: rights.hold(()))  # who talks to the network needs none at all
-            where = f"{server.access.scheme}://{self._config.listen._replace(port=server.port)}/metrics"
-            log.info("serving %s", where)
-            self._manager.ready(f"serving {where}")
-            self._loop(server, end_cost, f"serving {where}")
+            log.info("%s", self._status(server))
+            self._manager.ready(self._status(server))
+            self._loop(server, end_cost)
             self._manager.stopping()
         finally:
             server.close()
@@ -183,7 +182,10 @@ class Exporter:
         if missing := kept - rights.effective():
             log.warning("without %s, workers of other users have no framework and no rank", rights.names(missing))
 
-    def _loop(self, server: MetricsServer, end_cost: EndCost | None, status: str) -> None:
+    def _status(self, server: MetricsServer) -> str:
+        return f"serving {server.access.scheme}://{self._config.listen._replace(port=server.port)}/metrics"
+
+    def _loop(self, server: MetricsServer, end_cost: EndCost | None) -> None:
         now = time.monotonic()
         continuous = self._config.program_cost == "continuous"
         cost_seconds = COST_WINDOW_SECONDS if continuous else COST_SECONDS
@@ -197,8 +199,8 @@ class Exporter:
             if {signal.SIGTERM, signal.SIGINT} & set(received):
                 return
             if signal.SIGHUP in received:
-                self._reload(server)
-                self._manager.ready(status)
+                refused = "" if self._reload(server) else "; the last reload was refused, the log says why"
+                self._manager.ready(self._status(server) + refused)
             self._pipeline.run()
             now = time.monotonic()
             if end_cost is not None and now >= cost_until:
@@ -222,8 +224,8 @@ class Exporter:
                 self._renew()
                 self._answered.set()
 
-    def _reload(self, server: MetricsServer) -> None:
-        """Take over what the file says now: all of it, or, where it is wrong, nothing."""
+    def _reload(self, server: MetricsServer) -> bool:
+        """Take over what the file says now: all of it, or, where it is wrong, nothing. Whether it did."""
         self._manager.reloading()
         try:
             wanted = load(self._path)
@@ -231,7 +233,7 @@ class Exporter:
             access = load_access(wanted.web_config)
         except ProbeError as error:
             log.error("the configuration stays as it was: %s", error)
-            return
+            return False
         if keys := needs_restart(self._config, wanted):
             log.warning("only a restart takes over what is new of %s", ", ".join(keys))
         if (access.tls is None) != (server.access.tls is None):
@@ -244,6 +246,7 @@ class Exporter:
         self._identity.adjust(limit=wanted.workers, grace=wanted.grace_seconds)
         self._roles.use(*_role_rules(wanted))
         log.info("the configuration was read again")
+        return True
 
     def _choose(self, config: DaemonConfig) -> frozenset[int] | None:
         return None if config.devices is None else frozenset(map(self._devices.resolve, config.devices))

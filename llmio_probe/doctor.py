@@ -8,14 +8,11 @@ says what it can. What the checks ask of the host goes through Host, so that tes
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import textwrap
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -33,8 +30,6 @@ from llmio_probe.kernel.core_loader import variant_for
 from llmio_probe.kernel.libbpf import LIBRARY, Libbpf
 from llmio_probe.kernel.loaders import which
 from llmio_probe.kernel.loading import RING_MAPS, LoaderName, ProbeObject, ProbeOptions, object_path
-from llmio_probe.kernel.probe import Probe
-from llmio_probe.kernel.records import Op
 from llmio_probe.kernel.records import Path as IoPath
 from llmio_probe.kernel.symbols import addresses_of
 from llmio_probe.kernel.tracepoints import tracepoint_ids
@@ -44,14 +39,11 @@ from llmio_probe.outputs.units import bytes_text, seconds_text
 from llmio_probe.rights import Capability, lacking_for_loading
 from llmio_probe.rights import names as capability_names
 from llmio_probe.text import escape
+from llmio_probe.trial import Trial, try_out
 
 WIDTH = 80
 OLDEST_KERNEL = (5, 10)
 MACHINES = ("x86_64", "aarch64")
-READ_BYTES = 4096
-TRIES = 5
-RECORD_SECONDS = 0.2
-"""How long the record of one read may take to come."""
 
 _HELPFUL = frozenset({Capability.SYSLOG, Capability.SYS_PTRACE, Capability.SYS_ADMIN})
 _USE = "SYSLOG tells direct I/O, SYS_PTRACE names others' workers, SYS_ADMIN shows the app's view and modules' types"
@@ -75,16 +67,6 @@ class Finding:
     state: State
     found: str
     helps: str = ""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Loaded, attached, one O_DIRECT read of our own. first_record: from the beginning, None when none came."""
-
-    programs: int
-    memory: Mapping[str, int]
-    first_record: float | None
-    path: IoPath | None
 
 
 @dataclass(frozen=True)
@@ -165,7 +147,7 @@ class Host:
         os.close(Libbpf(self.libbpf).number("bpf_enable_stats", 0))
 
     def trial(self) -> Trial:
-        return _try(self.scratch, self.options)
+        return try_out(self.scratch, self.options)
 
 
 def run(stream: TextIO, host: Host) -> int:
@@ -405,62 +387,3 @@ CHECKS: dict[str, Callable[[Host], Finding]] = {
     "disks": _disks,
     "fio": _fio,
 }
-
-
-# --- the trial
-
-
-def _try(directory: str, options: ProbeOptions) -> Trial:
-    with tempfile.TemporaryDirectory(prefix="llmio-probe-doctor-", dir=directory) as folder:
-        path = os.path.join(folder, "read")
-        _write(path)
-        start = time.monotonic()
-        with Probe(options) as probe:
-            probe.start()
-            came = _first_record(probe, path)
-            seconds = time.monotonic() - start
-            probe.stop()
-            programs, memory = len(probe.hooks), probe.state().kernel_memory_bytes
-    return Trial(programs, memory, None if came is None else seconds, came)
-
-
-def _write(path: str) -> None:
-    """Written out: what is not on the disk yet would be read without asking it."""
-    with open(path, "wb") as file:
-        file.write(os.urandom(READ_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_directly(path: str) -> bool:
-    """False where the filesystem knows no O_DIRECT."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        return False
-    try:
-        with mmap.mmap(-1, READ_BYTES) as aligned:
-            return os.preadv(fd, [aligned], 0) == READ_BYTES
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-
-
-def _first_record(probe: Probe, path: str) -> IoPath | None:
-    """The path in the first record of a read of ours; None when there is none after some tries.
-
-    More than one: now and then a kernel skips our programs (the session counts that).
-    """
-    for _ in range(TRIES):
-        if not _read_directly(path):
-            return None
-        deadline = time.monotonic() + RECORD_SECONDS
-        while time.monotonic() < deadline:
-            requests = probe.read().requests
-            own = requests[(requests["tgid"] == os.getpid()) & (requests["op"] == Op.READ)]
-            own = own[own["bytes"] == READ_BYTES]
-            if len(own):
-                return IoPath(int(own[0]["path"]))
-            time.sleep(0.001)
-    return None

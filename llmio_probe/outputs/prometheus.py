@@ -126,7 +126,7 @@ class _Samples:
 
     def observe(self, metric: Metric, labels: Iterable[str], distribution: Distribution) -> None:
         if not distribution.counts.any():
-            return  # sixteen series that say nothing, such as the waits of who never waits
+            return  # up to 17 series that say nothing, such as the waits of who never waits
         histograms = self._histograms.setdefault(metric.name, {})
         key = tuple(labels)
         before = histograms.get(key)

@@ -144,7 +144,7 @@ def _load(name: str, what: str, load: Callable[[], None]) -> None:
     except OSError as error:
         raise ProbeError(
             f"{name}: the {what} cannot be read: {(error.strerror or str(error)).lower()}; "
-            "the daemon's account must be allowed to"
+            "the daemon's account must be allowed to (docs/daemon.md, Keys and passwords)"
         ) from None
 
 

@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections import Counter
@@ -65,13 +66,14 @@ def test_it_is_nobody_and_holds_one_capability(daemon: Start) -> None:
         assert status["NoNewPrivs"] == "1"
 
 
-def test_it_holds_no_file_open_but_what_it_was_started_with(daemon: Start) -> None:
+def test_it_holds_no_file_open_but_its_lock_and_what_it_was_started_with(daemon: Start) -> None:
     running = daemon()
     folder = Path(f"/proc/{running.process.pid}/fd")
     kinds = Counter(re.sub(r"\d+", "N", os.readlink(fd)) for fd in folder.iterdir() if int(fd.name) > 2)
     assert set(kinds) <= {
         "anon_inode:bpf-map", "anon_inode:bpf-prog", "anon_inode:bpf_link", "anon_inode:[perf_event]",
         "anon_inode:btf", "anon_inode:bpf-stats", "anon_inode:[eventpoll]", "socket:[N]",
+        "/run/llmio-probe/daemon",
     }, kinds  # fmt: skip
 
 
@@ -94,10 +96,11 @@ def test_a_second_daemon_says_so_and_leaves(daemon: Start, tmp_path: Path) -> No
     other = tmp_path / "other"
     other.mkdir()
     second = [*PROBE, "daemon", "--config", str(configuration(other))]  # on another port
+    command = " ".join([*map(str, PROBE), "daemon", "--config", str(running.config)])
     done = subprocess.run(second, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 1
     assert done.stderr == (
-        f"llmio-probe: a daemon runs on this host already (process {running.process.pid}): "
+        f"llmio-probe: a daemon runs on this host already (process {running.process.pid}: {command}): "
         "stop it first, or watch beside it with llmio-probe --all\n"
     )
     running.scrape()
@@ -135,6 +138,37 @@ def bpf_maps() -> set[int]:
     """Those of tracing programs that others may start meanwhile are not looked at: nobody else has these names."""
     names = ("requests_ring", "calls_ring", "processes_ring", "files_ring", "displaced_reque", "device_counts")
     return {entry["id"] for entry in json.loads(run("bpftool", "-j", "map", "show")) if entry.get("name") in names}
+
+
+ENDS_WITHIN = 2.0
+"""Seconds from SIGTERM to its end, as is promised."""
+
+
+def test_it_ends_in_time_under_load_with_a_scrape_in_flight_and_clients_that_hold_on(
+    daemon: Start, loop_disk: Disk, tmp_path: Path
+) -> None:
+    running = daemon()
+    host, _, port = running.address.partition(":")
+    report = tmp_path / "fio.json"
+    endless = ("--time_based", f"--runtime={HANG}")
+    load = subprocess.Popen(fio(loop_disk, *LOAD, *endless, requests=10**9, report=report))
+    held = [socket.create_connection((host, int(port)), HANG) for _ in range(3)]
+    try:
+        held[1].sendall(b"GET /metrics HTTP/1.1\r\nHost:")  # and never the rest; the first says nothing at all
+        while not running.value("llmio_requests_total", device=loop_disk.device, worker="fio"):
+            assert load.poll() is None
+        assert load.poll() is None
+        held[2].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")  # whose answer nobody waits for
+        asked = time.monotonic()
+        running.process.terminate()
+        assert running.process.wait(HANG) == 0
+        assert time.monotonic() - asked < ENDS_WITHIN
+        assert load.poll() is None  # all the time
+    finally:
+        for connection in held:
+            connection.close()
+        load.kill()
+        load.wait()
 
 
 # What it is told
@@ -231,7 +265,10 @@ def test_the_manager_is_told_how_it_is(daemon: Start, manager: socket.socket) ->
     running.reload()
     [*_, reloading] = told(manager, "RELOADING=1")
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", reloading)
-    told(manager, "READY=1")
+    [*_, ready] = told(manager, "READY=1")
+    assert ready == f"READY=1\nSTATUS=serving http://{running.address}/metrics"
+    running.reload("workers: many\n")
+    told(manager, f"{ready}; the last reload was refused, the log says why")
     running.process.terminate()
     told(manager, "STOPPING=1")
     assert running.process.wait(HANG) == 0
@@ -326,6 +363,35 @@ def test_a_configuration_can_be_checked_without_root_and_beside_a_daemon(daemon:
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"llmio-probe: {running.config}:3: there is no key wrokers")
+
+
+@pytest.fixture
+def roots_key(open_folder: Path) -> str:
+    """What a configuration says for TLS by a key that only root may read."""
+    run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+        "-keyout", open_folder / "key.pem", "-out", open_folder / "cert.pem", "-subj", "/CN=127.0.0.1",
+    )  # fmt: skip
+    (open_folder / "key.pem").chmod(0o600)
+    (open_folder / "web.yaml").write_text("tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n")
+    return f"web_config: {open_folder}/web.yaml\n"
+
+
+def test_a_key_of_roots_is_read_at_the_start_and_not_by_a_reload(
+    daemon: Start, open_folder: Path, roots_key: str
+) -> None:
+    """Of a daemon that root starts. Nothing breaks by a reload, and the log says what has to be done."""
+    running = daemon(roots_key)
+    host, _, port = running.address.partition(":")
+    certificate = (open_folder / "cert.pem").read_text()
+    cannot = f"{open_folder}/web.yaml: the certificate and key cannot be read: permission denied; "
+    assert f"WARNING as user id {pwd.getpwnam('nobody').pw_uid} a reload will not work: {cannot}" in (
+        running.log.read_text()
+    )
+    assert ssl.get_server_certificate((host, int(port)), timeout=HANG) == certificate
+    said = running.reload(roots_key + "workers: 3\n")
+    assert said.startswith(f"ERROR the configuration stays as it was: {cannot}")
+    assert ssl.get_server_certificate((host, int(port)), timeout=HANG) == certificate
 
 
 def test_a_configuration_that_its_account_may_not_read_is_told_at_the_start(tmp_path: Path) -> None:

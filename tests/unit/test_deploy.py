@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from llmio_probe.rights import FOR_LIFE, LOADING, Capability, names
+from llmio_probe.single import FOLDER
 
 PROJECT = Path(__file__).parents[2]
 UNIT = PROJECT / "deploy" / "llmio-probe.service"
+DROP_IN = PROJECT / "deploy" / "tls.conf"
 MOST_EXPOSED = 2.0
 PATIENCE = 600
 
@@ -34,11 +36,33 @@ def directives(unit: Path) -> dict[str, str]:
     return dict(parser["Service"])
 
 
+def rating(unit: Path) -> float:
+    table = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit, LC_ALL="C")
+    found = re.search(r"Overall exposure level for llmio-probe\.service: ([0-9.]+)", table)
+    assert found, table
+    return float(found[1])
+
+
 def test_the_sandbox_is_rated_as_strict_as_is_promised() -> None:
-    rating = run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT, LC_ALL="C")
-    found = re.search(r"Overall exposure level for llmio-probe\.service: ([0-9.]+)", rating)
-    assert found, rating
-    assert float(found[1]) <= MOST_EXPOSED, rating
+    assert rating(UNIT) <= MOST_EXPOSED
+
+
+def test_the_lock_is_looked_for_where_systemd_makes_its_folder() -> None:
+    service = directives(UNIT)
+    assert Path("/run", service["RuntimeDirectory"]) == FOLDER
+    assert service["RuntimeDirectoryPreserve"] == "yes"  # else a start that fails takes another's lock away
+
+
+def test_the_drop_in_for_tls_fits_the_unit(tmp_path: Path) -> None:
+    """All of it at once, its other way included, and systemd finds no mistake in it."""
+    unit, drop_in = tmp_path / UNIT.name, tmp_path / f"{UNIT.name}.d" / DROP_IN.name
+    unit.write_text(UNIT.read_text())
+    drop_in.parent.mkdir()
+    drop_in.write_text(re.sub(r"^# (?=\w+=)", "", DROP_IN.read_text(), flags=re.MULTILINE))
+    assert set(directives(drop_in)) == {"IPAddressAllow", "SupplementaryGroups", "LoadCredential"}
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE)
+    assert [line for line in done.stderr.splitlines() if "llmio" in line and "is not executable" not in line] == []
+    assert rating(unit) <= MOST_EXPOSED + 0.1
 
 
 def test_the_service_gets_the_capabilities_that_the_program_says_it_needs_and_no_other() -> None:
@@ -104,6 +128,8 @@ def test_everything_is_in_place(root: Path) -> None:
         "/opt/llmio/lib/systemd/system/llmio-probe.service",
         "/opt/llmio/share/doc/llmio-probe/daemon.md",
         "/opt/llmio/share/doc/llmio-probe/LICENSE",
+        "/opt/llmio/share/llmio-probe/tls.conf",
+        "/opt/llmio/share/llmio-probe/web.yaml",
         "/etc/llmio-probe/llmio-probe.yaml",
     } <= placed
     elsewhere = {name for name in placed if not name.startswith(("/opt/llmio/", "/etc/llmio-probe/"))}
@@ -136,6 +162,13 @@ def test_the_installed_unit_names_what_was_installed(root: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE)
     complaints = [line for line in done.stderr.splitlines() if "llmio-probe.service" in line]
     assert [line for line in complaints if "is not executable" not in line] == []
+
+
+def test_what_documents_refer_to_lies_beside_them(root: Path) -> None:
+    documents = root / "opt/llmio/share/doc/llmio-probe"
+    for page in documents.glob("*.md"):
+        for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text()):
+            assert (documents / link).exists(), f"{page.name}: {link}"
 
 
 def test_a_configuration_that_is_there_is_kept(root: Path) -> None:

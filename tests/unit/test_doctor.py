@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from llmio_probe import doctor
-from llmio_probe.doctor import CHECKS, Contents, Finding, Host, Trial
+from llmio_probe.doctor import CHECKS, Contents, Finding, Host
 from llmio_probe.errors import ProbeError
 from llmio_probe.identity.pidns import HOST_PID_NAMESPACE
 from llmio_probe.kernel.records import Path as IoPath
 from llmio_probe.kernel.variants import Variant
+from llmio_probe.trial import Trial
 
 ALL = (1 << 41) - 1
 SYMBOLS = ("iomap_dio_bio_end_io", "bio_chain_endio", "blkdev_bio_end_io", "blkdev_bio_end_io_async", "loop_workfn")
@@ -27,7 +28,7 @@ CONTENTS = Contents(
     SYMBOLS,
 )
 PLAIN = Variant({}, plain=True, starts_with_bio=False)
-RECORDED = Trial(16, {"requests_ring": 16 << 20, "seen": 1 << 20}, 0.25, IoPath.DIRECT)
+RECORDED = Trial(16, {"requests_rings": 16 << 20, "seen": 1 << 20}, 0.25, IoPath.DIRECT)
 
 
 @dataclass

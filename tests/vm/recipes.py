@@ -27,6 +27,7 @@ ROOT = (
     "util-linux",
     "python3", "python3-distutils", "libbpf1", "libatomic1", "fio",  # what llmio-probe needs, and its demo
     "systemd",  # what starts the daemon, in the boot of that name
+    "openssl",  # makes it keys
     "python3-bpfcc",  # the second loader, with the compiler that it carries
     "bpftool", "btrfs-progs", "cryptsetup-bin", "dmsetup", "e2fsprogs", "mdadm", "nvme-cli", "strace", "xfsprogs",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,16 @@ def test_a_certificate_is_looked_for_beside_the_file(load: Load, file: Path) -> 
         (file.parent / name).write_text("no certificate")
     with pytest.raises(ProbeError, match="the certificate and key cannot be used: "):
         load("tls_server_config: {cert_file: cert.pem, key_file: key.pem}")
+
+
+def test_the_example_is_right_with_all_that_it_proposes(load: Load, file: Path) -> None:
+    """But for the certificate, which it does not bring."""
+    example = (Path(__file__).parents[3] / "deploy" / "web.yaml").read_text()
+    proposed = re.sub(r"^( *)# (?=[ \w]+: ?\S*$)", r"\1", example, flags=re.MULTILINE).replace("$2y$10$…", HASH)
+    assert {"  client_ca_file: ca.pem", "basic_auth_users:", f"  prometheus: {HASH}"} <= set(proposed.splitlines())
+    for text in (example, proposed):
+        with pytest.raises(ProbeError, match=r"the certificate and key cannot be read: no such file or directory; "):
+            load(text)
 
 
 def test_a_missing_file_is_one_sentence(file: Path) -> None:

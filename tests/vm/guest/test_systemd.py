@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import ssl
+import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -49,19 +52,25 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script = [PAYLOAD / "deploy" / "install.sh"]
     environ = {**os.environ, **settings, "PIP": str(pip)}
     run(*script, "install", env=environ)
-    patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")  # what is emulated takes its time
+    # What is emulated takes its time, and tests start it often.
+    patience = Path("/run/systemd/system/llmio-probe.service.d/patience.conf")
     patience.parent.mkdir(parents=True)
-    patience.write_text("[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
+    patience.write_text("[Unit]\nStartLimitIntervalSec=0\n[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "llmio-probe")
     yield "llmio-probe"
     run(*script, "uninstall", env=environ)
-    assert not Path("/usr/local/bin/llmio-probe").exists()
+    for left in ("/usr/local/bin/llmio-probe", "/run/llmio-probe", "/run/private/llmio-probe"):
+        assert not os.path.lexists(left)
     wait_until(lambda: tracing_programs() == before, "programs are still loaded")
 
 
 def shown(service: str, name: str) -> str:
     return run("systemctl", "show", "--property", name, "--value", service).strip()
+
+
+def logged(service: str) -> str:
+    return run("journalctl", "--no-pager", "--output=cat", "--unit", service)
 
 
 def scrape() -> str:
@@ -146,6 +155,13 @@ def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
     wait_until(lambda: served(device).get(read) == expected[read], "a restarted daemon does not count")
 
 
+def test_it_holds_no_file_open_but_its_lock(service: str) -> None:
+    folder = Path(f"/proc/{shown(service, 'MainPID')}/fd")
+    held = {os.readlink(fd) for fd in folder.iterdir() if int(fd.name) > 2}
+    files = {name for name in held if name.startswith("/") and not name.startswith("/memfd:")}  # libffi's, in memory
+    assert files == {"/run/private/llmio-probe/daemon"}
+
+
 def test_it_never_is_root_and_holds_what_it_needs_only(service: str) -> None:
     pid = int(shown(service, "MainPID"))
     kernel = tuple(map(int, os.uname().release.split(".")[:2]))
@@ -157,6 +173,122 @@ def test_it_never_is_root_and_holds_what_it_needs_only(service: str) -> None:
         held = needed if int(task.name) == pid else 0
         assert [int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [held, held, 0, 0]
         assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+
+
+CONFIG = Path("/etc/llmio-probe")
+PRIVATE = ("web.yaml", "cert.pem", "key.pem")
+COPIES = Path("/run/credentials/llmio-probe.service")
+
+
+@pytest.fixture
+def by_tls(service: str) -> Iterator[Callable[[str, Path], None]]:
+    """Serve by TLS, with one of the two settings in deploy/tls.conf, and the web configuration in that folder."""
+    config, drop_in = CONFIG / "llmio-probe.yaml", Path(f"/run/systemd/system/{service}.service.d/tls.conf")
+    before = config.read_text()
+    run("groupadd", "--force", "--system", "ssl-cert")
+    renew(CONFIG)
+    (CONFIG / "web.yaml").write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
+    for name in PRIVATE:
+        (CONFIG / name).chmod(0o600)
+
+    def restart() -> None:
+        run("systemctl", "daemon-reload")
+        run("systemctl", "restart", service)
+
+    def serve(setting: str, folder: Path) -> None:
+        lines = Path("/usr/local/share/llmio-probe/tls.conf").read_text().splitlines()
+        chosen = [line.removeprefix("# ") for line in lines if line.removeprefix("# ").startswith(f"{setting}=")]
+        assert chosen
+        drop_in.write_text("\n".join(["[Service]", *chosen, ""]))
+        config.write_text(f"{before}\nweb_config: {folder}/web.yaml\n")
+        restart()
+
+    yield serve
+    config.write_text(before)
+    drop_in.unlink(missing_ok=True)
+    for name in PRIVATE:
+        (CONFIG / name).unlink()
+    restart()
+
+
+def renew(folder: Path) -> None:
+    """Into the same files, whose rights stay as they are."""
+    run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+        "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-subj", "/CN=127.0.0.1",
+    )  # fmt: skip
+
+
+def served_certificate() -> str:
+    """An emulated daemon needs longer than it gives a handshake, at times."""
+    deadline = time.monotonic() + HANG
+    while True:
+        try:
+            return ssl.get_server_certificate(("127.0.0.1", 9464), timeout=HANG)
+        except OSError:
+            assert time.monotonic() < deadline, "no handshake came through"
+
+
+def test_a_reload_takes_over_a_renewed_key_that_a_group_may_read(
+    service: str, by_tls: Callable[[str, Path], None]
+) -> None:
+    for name in PRIVATE:
+        shutil.chown(CONFIG / name, group="ssl-cert")
+        (CONFIG / name).chmod(0o640)
+    by_tls("SupplementaryGroups", CONFIG)
+    assert shown(service, "StatusText") == "serving https://127.0.0.1:9464/metrics"
+    first = (CONFIG / "cert.pem").read_text()
+    assert served_certificate() == first
+    renew(CONFIG)
+    run("systemctl", "reload", service)
+    renewed = (CONFIG / "cert.pem").read_text()
+    assert renewed != first
+    wait_until(lambda: served_certificate() == renewed, "the old certificate is still served")
+
+
+def test_a_restart_takes_over_a_renewed_key_that_is_roots_alone(
+    service: str, by_tls: Callable[[str, Path], None]
+) -> None:
+    by_tls("LoadCredential", COPIES)
+    assert served_certificate() == (CONFIG / "cert.pem").read_text()
+    renew(CONFIG)
+    run("systemctl", "reload", service)  # of the copies that it has got: nothing breaks
+    run("systemctl", "restart", service)
+    assert served_certificate() == (CONFIG / "cert.pem").read_text()
+    assert shown(service, "NRestarts") == "0"
+
+
+OURS = ("/usr/local/bin/llmio-probe", "daemon", "--config", str(CONFIG / "llmio-probe.yaml"))
+
+
+def test_roots_daemon_is_told_of_the_service(service: str) -> None:
+    second = subprocess.run(OURS, capture_output=True, text=True, timeout=HANG)
+    assert second.returncode == 1
+    assert second.stderr.startswith(
+        "llmio-probe: a daemon runs on this host already "
+        f"(process {shown(service, 'MainPID')}: /usr/bin/python3 -I {' '.join(OURS)}): stop it first, "
+    )
+
+
+@pytest.mark.parametrize("folder", ["systemd's", "root's"])
+def test_the_service_does_not_start_beside_roots_daemon(service: str, folder: str) -> None:
+    """Whoever made the lock's folder: a start that fails, and fails again, must not take the lock away."""
+    run("systemctl", "stop", service)
+    if folder == "root's":
+        run("rm", "-r", "/run/llmio-probe", "/run/private/llmio-probe")
+    with subprocess.Popen(OURS, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr
+        why = f"a daemon runs on this host already (process {first.pid}: "
+        try:
+            while not first.stderr.readline().startswith("INFO serving"):
+                assert first.poll() is None
+            for _ in range(2):
+                assert subprocess.run(["systemctl", "start", service], timeout=HANG).returncode == 1
+                run("systemctl", "stop", service)  # else it tries again by itself
+            wait_until(lambda: logged(service).count(why) >= 2, "the log does not say why")
+        finally:
+            first.kill()
+    run("systemctl", "start", service)
 
 
 def test_systemd_knows_how_it_is(service: str) -> None:
