@@ -40,8 +40,8 @@
  * at least, and 256 a ring. The loader sets it; entries are never given back.
  */
 #define OVERFLOW_MAX 4096
-/* Processes and engines that made calls, each for the CPUs of a ring: 2,048 at least, and 128 a ring. Given back later. */
-#define CALL_TOTALS_MAX 2048
+/* Processes and engines that made calls, each for the CPUs of a ring: as many. Given back when a process has ended. */
+#define CALL_TOTALS_MAX 4096
 /* Bios that merged into requests in flight: 32 MiB of them if each is 4 KiB. Of one that falls out, nothing is known. */
 #define BIOS_MAX 8192
 

@@ -40,7 +40,8 @@ static __always_inline struct request_record *reserve(struct place *place, __u32
 	for (int i = 0; i < RESERVE_TRIES; i++) {
 		__u64 number = *(volatile __u64 *)&position->reserved;
 
-		if (number - *(volatile __u64 *)&position->released >= slots)
+		/* Signed: an interrupt may have reserved more, and the reader have released that, since number was read. */
+		if ((__s64)(number - *(volatile __u64 *)&position->released) >= (__s64)slots)
 			return NULL;
 		if (__sync_val_compare_and_swap(&position->reserved, number, number + 1) != number)
 			continue;
@@ -53,13 +54,15 @@ static __always_inline struct request_record *reserve(struct place *place, __u32
 	return NULL;
 }
 
-/* A record that nobody reads, for its wake-up. */
+/* By a record that nobody reads. Without room for it, another one tries again. */
 static SIDE_PATH int wake_reader(void)
 {
 	void *record = bpf_ringbuf_reserve(MAP(processes_ring), sizeof(struct process_record), 0);
 
-	if (record)
-		bpf_ringbuf_discard(record, BPF_RB_FORCE_WAKEUP);
+	if (!record)
+		return 0;
+	control.woken = 1;
+	bpf_ringbuf_discard(record, BPF_RB_FORCE_WAKEUP);
 	return 0;
 }
 
@@ -74,10 +77,8 @@ static __always_inline void commit(struct place *place)
 	__sync_lock_test_and_set(&place->slot->written, number + 1);
 #endif
 	/* A reader that polls is woken, once until it reads, when the ring is half full; looked at for one in 64. */
-	if (!(number & 63) && !control.woken && number - place->position->released >= control.ring_slots / 2) {
-		control.woken = 1;
+	if (!(number & 63) && !control.woken && number - place->position->released >= control.ring_slots / 2)
 		wake_reader();
-	}
 }
 
 #else

@@ -25,7 +25,7 @@ def only_daemon(folder: Path = FOLDER) -> IO[str]:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
-        lock = open(os.open(folder / "daemon", flags, 0o600), "r+")  # noqa: SIM115
+        lock = open(os.open(folder / "daemon", flags, 0o600), "r+", errors="replace")  # noqa: SIM115
     except OSError as error:
         raise ProbeError(
             f"the lock that keeps a host to one daemon cannot be opened in {folder} ({error.strerror}): "

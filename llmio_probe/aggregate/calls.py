@@ -50,11 +50,11 @@ class Calls:
         calls, requests, submit_ns, parts = (
             totals[name].astype(np.int64) for name in ("calls", "requests", "submit_ns", "parts")
         )
-        polled, wait_ns = totals["polled"].astype(np.int64), totals["wait_ns"].astype(np.int64)
+        handed_over, wait_ns, reaped = (totals[name].astype(np.int64) for name in ("handed_over", "wait_ns", "reaped"))
         waits = totals["wait_counts"].sum(axis=1, dtype=np.int64)
         rows = self._calls.find(key)
         for field, counts, sums in (
-            ("requests", "request_counts", requests.sum(axis=1) - polled),
+            ("requests", "request_counts", handed_over),
             ("submit", "submit_counts", submit_ns.sum(axis=1)),
             ("wait", "wait_counts", wait_ns),
         ):
@@ -64,12 +64,14 @@ class Calls:
         for column, (op, size) in enumerate(
             ((Op.READ, totals["read_bytes"]), (Op.WRITE, totals["write_bytes"]), (Op.OTHER, nothing))
         ):
-            chosen = (calls[:, column] > 0) | (requests[:, column] > 0)
+            # Read amid an addition, any of them may be there without the others.
+            chosen = (calls | requests | submit_ns | parts)[:, column].astype(bool) | (size > 0)
             self._add_submissions(
                 key, chosen, op, calls[:, column], requests[:, column], size, parts[:, column],
                 submit_ns[:, column], nothing,
             )  # fmt: skip
-        self._add_submissions(key, waits > 0, None, waits, totals["reaped"], nothing, nothing, nothing, wait_ns)
+        waited = (waits | reaped | wait_ns) > 0
+        self._add_submissions(key, waited, None, waits, reaped, nothing, nothing, nothing, wait_ns)
 
     def _add_submissions(
         self, key: Ints, chosen: NDArray[np.bool_], op: Op | None, calls: NDArray[Any], requests: NDArray[Any],

@@ -141,8 +141,9 @@ class Series:
             totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], rows, key, device, op
         )
         self._streams.add("added_up", rows, sums["requests"])
-        # What found no room in the kernel's tables either has no sizes.
-        self._streams.add("size_sum", rows, np.where(totals["size_counts"].any(axis=1), sums["request_bytes"], 0))
+        # What found no room in the kernel's tables either has no sizes, nor an end.
+        sized = totals["size_counts"].any(axis=1) | (totals["done_ns"] > 0)
+        self._streams.add("size_sum", rows, np.where(sized, sums["request_bytes"], 0))
         np.add.at(self._streams["size"], rows, totals["size_counts"].astype(np.int64))
         self._devices.add_at("in_flight", device, op, sums["total_ns"])
         for stage in STAGES:

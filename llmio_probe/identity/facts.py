@@ -48,7 +48,10 @@ class FactSource(Protocol):
         """All descendants."""
 
     def start_ticks(self, pid: int) -> int | None:
-        """Of a process that runs. None: there is none, or only a zombie that waits to be reaped."""
+        """Of a process that runs. None: there is none, only a zombie to be reaped, or it is hidden from us."""
+
+    def exists(self, pid: int) -> bool:
+        """Is there any process of that number, hidden or not?"""
 
 
 @overload
@@ -144,6 +147,15 @@ class PsutilSource:
         if stat is None or (stat.state in "ZX" and stat.threads <= 1):
             return None
         return stat.start_ticks
+
+    def exists(self, pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # not ours
+            return True
+        return True
 
     def _ask(self, pid: int, question: Callable[[psutil.Process], T]) -> T | None:
         try:

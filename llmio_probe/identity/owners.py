@@ -195,9 +195,12 @@ class Identity:
         return None if known is None or known.process is None else known.process.framework
 
     def has_ended(self, tgid: int, start_ns: int) -> bool:
-        """Of a process in earlier records: as far as ``expire`` has noticed."""
+        """For certain: not only because it cannot be looked at (hidepid, ProtectProc=invisible)."""
         known = self._known.get((tgid, start_ns))
-        return known is None or known.ended_at is not None
+        if known is not None and known.ended_at is None:
+            return False
+        ticks = self._source.start_ticks(tgid)
+        return ticks != ns_to_ticks(start_ns, self._tick_ns) if ticks is not None else not self._source.exists(tgid)
 
     def expire(self) -> list[int]:
         """Notice who ended. Returns and forgets the owner indexes of workers that ended more than grace seconds ago."""

@@ -14,6 +14,7 @@ from llmio_probe.kernel.libraries import load
 # memory_order of C11, as GCC numbers it (__ATOMIC_ACQUIRE, __ATOMIC_RELEASE)
 _ACQUIRE = 2
 _RELEASE = 3
+_SEQ_CST = 5
 
 
 class Atomics:
@@ -39,6 +40,10 @@ class Atomics:
     def store_release(self, address: int, value: int) -> None:
         """Write 8 bytes at an aligned address; everything earlier in this thread is done before."""
         self._store(address, value, _RELEASE)
+
+    def fence(self) -> None:
+        """What was stored before is there for all before anything later is loaded (x86 needs that, too)."""
+        self._fence(_SEQ_CST)
 
     def fence_acquire(self) -> None:
         """What was loaded before stays before what comes after."""

@@ -34,6 +34,7 @@ from llmio_probe.kernel.loading import (
     make_rings,
     map_sizes,
     object_path,
+    online_cpus,
 )
 from llmio_probe.kernel.symbols import addresses_of
 from llmio_probe.kernel.tracepoints import tracepoint_ids
@@ -61,7 +62,7 @@ def load(libbpf: Libbpf, options: ProbeOptions) -> Loaded:
             if options.wants(name, opened.sections[program])
         }
         addresses = addresses_of(opened.symbols)
-        cpus = libbpf.number("libbpf_num_possible_cpus")
+        cpus = online_cpus()
         sizes = map_sizes(options, variant.plain, variant.starts_with_bio, cpus)
         maps, rings = _create_maps(libbpf, opened, sizes, cpus, stack)
         flags = compiler_flags(

@@ -27,6 +27,7 @@ from llmio_probe.kernel.loading import (
     make_rings,
     map_sizes,
     object_path,
+    online_cpus,
 )
 from llmio_probe.kernel.module_types import do_without_module_types
 from llmio_probe.kernel.symbols import addresses_of
@@ -55,7 +56,7 @@ def load(libbpf: Libbpf, options: ProbeOptions, path: Path | None = None) -> Loa
         }
         for program in opened.programs.keys() - wanted.values():
             libbpf.number("bpf_program__set_autoload", opened.programs[program], False)
-        cpus = libbpf.number("libbpf_num_possible_cpus")
+        cpus = online_cpus()
         for name in OTHER_MAPS if variant.plain else PLAIN_MAPS:
             libbpf.number("bpf_map__set_autocreate", opened.maps.pop(name), False)
         for name, entries in map_sizes(options, variant.plain, variant.starts_with_bio, cpus).items():

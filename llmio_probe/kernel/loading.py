@@ -148,6 +148,11 @@ RING_LEAST_BYTES = 64 << 10
 _RING = 27  # BPF_MAP_TYPE_RINGBUF
 
 
+def online_cpus(path: Path = Path("/sys/devices/system/cpu/online")) -> int:
+    """By the highest number of a CPU that runs: a virtual machine may be allowed hundreds that it does not have."""
+    return int(path.read_text().replace("-", ",").split(",")[-1]) + 1
+
+
 def ring_count(cpus: int) -> int:
     """A power of two, one ring a CPU or, of many CPUs, one for each few: a CPU's is found by a mask."""
     return min(1 << (max(cpus, 1) - 1).bit_length(), RINGS_MAX)
@@ -195,7 +200,7 @@ def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool, cpus: i
     overflow = max(OVERFLOW_LEAST, OVERFLOW_A_RING * ring_count(cpus))
     return {
         "overflow": overflow,
-        "call_totals": overflow // 2,
+        "call_totals": overflow,
         **({} if options.follow else {"followed": 1}),
         "request_slots": SLOTS,
         "requests": 1 << (options.request_entries - 1).bit_length() if plain else 1,  # found by a mask

@@ -22,7 +22,7 @@ from llmio_probe.kernel.calls import Calls
 from llmio_probe.kernel.files import file_sight
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loaders import load as load_fitting
-from llmio_probe.kernel.loading import SLOTS, LoadedMap, Loader, ProbeOptions, ring_bytes, ring_count
+from llmio_probe.kernel.loading import SLOTS, LoadedMap, Loader, ProbeOptions, online_cpus, ring_bytes, ring_count
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.program_info import ProgramRuns, program_runs
 from llmio_probe.kernel.records import (
@@ -114,7 +114,7 @@ class Probe:
     def _open_maps(self) -> None:
         libbpf = self._libbpf
         cpus = libbpf.number("libbpf_num_possible_cpus")
-        self._rings = ring_count(cpus)
+        self._rings = ring_count(online_cpus())
         self._request_rings = self._open_rings() if self._loaded.rings else self._open_slots()
         self._processes_ring = Ring(self._ring_memory("processes_ring"), PROCESS, self._atomics)
         self._files_ring = BytesRing(self._ring_memory("files_ring"), self._atomics)
@@ -243,8 +243,8 @@ class Probe:
             raise ProbeError(
                 f"the programs' tables cannot be read ({error.strerror}): before Linux 5.19 give CAP_BPF"
             ) from None
-        processes = self._processes_ring.read()
-        files = [file_sight(record) for record in self._files_ring.read()]
+        processes = self._processes_ring.drain()
+        files = [file_sight(record) for record in self._files_ring.drain()]
         return Batch(requests, calls, processes, files, overflow)
 
     def give_back(self, has_ended: Callable[[int, int], bool]) -> None:

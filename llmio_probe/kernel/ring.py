@@ -96,6 +96,16 @@ class Ring:
         self._atomics.store_release(memory.consumer_address, self._consumed)
         return records
 
+    def drain(self) -> Records:
+        """As ``read``, until there is nothing more: the kernel wakes only a reader that has read all up to a record."""
+        batches = [np.empty(0, self._dtype)]
+        before = None
+        while self._consumed != before:
+            before = self._consumed
+            batches.append(self.read())
+            self._atomics.fence()  # our position is there before we look for more
+        return np.concatenate(batches)
+
 
 class Rings:
     """The reading end of several rings, as one."""
@@ -125,6 +135,16 @@ class BytesRing:
         self._memory = memory
         self._atomics = atomics
         self._consumed = atomics.load_acquire(memory.consumer_address)
+
+    def drain(self) -> list[bytes]:
+        """As of Ring."""
+        records: list[bytes] = []
+        before = None
+        while self._consumed != before:
+            before = self._consumed
+            records += self.read()
+            self._atomics.fence()
+        return records
 
     def read(self) -> list[bytes]:
         """All records that are complete, oldest first, copied out, and their space given back."""

@@ -59,7 +59,12 @@ class TotalsTable:
 
     def give_back(self, has_ended: Callable[[NDArray[Any]], bool]) -> bool:
         """Keys to whose totals nothing will be added any more are removed with the next look. Are there any?"""
-        self._ended = [key for key in self._rows if has_ended(np.frombuffer(key, self._table.key)[0])]
+        self._ended = [
+            key
+            for key, row in self._rows.items()
+            if self._before[row].tobytes().strip(b"\0")  # else it is so new that nobody knows of it
+            and has_ended(np.frombuffer(key, self._table.key)[0])
+        ]
         return bool(self._ended)
 
     def _row(self, key: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import logging
+import math
 import socket
 import socketserver
 import threading
@@ -110,14 +111,15 @@ class MetricsServer(socketserver.TCPServer):
     # --- in the thread that serves, which sleeps while nobody is connected
 
     def _until_next_cut(self) -> float | None:
-        until = min((connection.until for connection in list(self._open)), default=None)
-        return None if until is None else max(until - time.monotonic(), 0)
+        until = min((connection.until for connection in list(self._open)), default=math.inf)
+        return None if until == math.inf else max(until - time.monotonic(), 0)
 
     def _cut_late(self) -> None:
         now = time.monotonic()
         for connection in list(self._open):
             if now >= connection.until:
                 connection.cut()
+                connection.until = math.inf  # its thread may take a while to notice
 
     def process_request(self, request: Any, client_address: Any) -> None:
         connection = _Connection(request, time.monotonic() + self._seconds)

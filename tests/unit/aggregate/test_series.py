@@ -302,6 +302,21 @@ def test_requests_that_the_kernel_polled_for_are_no_calls_and_took_no_time(serie
     assert only(series.call_distributions()).submit_requests.count == 0
 
 
+def test_a_call_that_is_read_amid_its_addition_is_whole_at_the_next_look(series: Series) -> None:
+    """Whatever was there at the first look."""
+    whole = calls(engine=Engine.IO_URING, flags=CallFlag.SUBMIT | CallFlag.WAIT | CallFlag.BYTES_PART, end_ns=1250 * US)
+    expected = Series(detail=True)
+    expected.add_calls(whole, owned(whole))
+    early, late = np.zeros_like(whole), whole.copy()
+    early["engine"] = whole["engine"]
+    for name in ("submit_ns", "read_bytes", "reaped", "wait_ns", "parts"):
+        early[name], late[name] = whole[name], 0
+    series.add_calls(early, owned(early))
+    series.add_calls(late, owned(late))
+    assert repr(series.submissions()) == repr(expected.submissions())
+    assert repr(series.call_distributions()) == repr(expected.call_distributions())
+
+
 def test_bytes_of_which_a_part_could_not_be_read_are_unknown(series: Series, count_calls: Count) -> None:
     count_calls()
     count_calls(flags=CallFlag.SUBMIT | CallFlag.BYTES_PART)

@@ -28,12 +28,14 @@ class Host:
     processes: dict[int, ProcessFacts] = field(default_factory=dict)
     mapped: dict[int, frozenset[str]] = field(default_factory=dict)
     zombies: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
     looks: list[int] = field(default_factory=list)
 
     def run(self, pid: int, *argv: str, cgroup: str | None = "0::/user.slice", **more: Any) -> None:
         """A process that started pid seconds after boot, or an exec in one that runs."""
         start = more.pop("start_ticks", pid * 100)
         self.zombies.discard(pid)
+        self.hidden: set[int] = set()
         comm = more.pop("comm", argv[0].rpartition("/")[2][:15] if argv else "")
         self.processes[pid] = ProcessFacts(ProcessId(pid, start), comm, argv, more.pop("environ", {}), cgroup, **more)
 
@@ -54,6 +56,9 @@ class Host:
     def start_ticks(self, pid: int) -> int | None:
         facts = self.processes.get(pid)
         return None if facts is None or pid in self.zombies else facts.id.start_ticks
+
+    def exists(self, pid: int) -> bool:
+        return pid in self.processes or pid in self.hidden
 
     def clock(self) -> float:
         return self.now

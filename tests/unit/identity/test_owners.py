@@ -275,6 +275,16 @@ def test_who_has_ended_is_known_from_the_next_look_on(daemon: Identity, host: Ho
     assert daemon.has_ended(6, start_ns(6))
 
 
+def test_who_is_hidden_from_us_has_not_ended(daemon: Identity, host: Host) -> None:
+    """As all are from a daemon without CAP_SYS_PTRACE, by hidepid."""
+    host.run(5, "bash")
+    daemon.resolve(requests(5))
+    host.end(5)
+    host.hidden.add(5)
+    daemon.expire()
+    assert not daemon.has_ended(5, start_ns(5))
+
+
 def test_a_slot_still_shows_the_process_that_ended_in_it(daemon: Identity, host: Host) -> None:
     host.run(5, "bash")
     slot = owner_of(daemon, requests(5))

@@ -19,6 +19,7 @@ from llmio_probe.kernel.loading import (
     LoaderName,
     ProbeOptions,
     map_sizes,
+    online_cpus,
     ring_bytes,
     ring_count,
 )
@@ -61,7 +62,7 @@ def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
 @pytest.mark.parametrize(("cpus", "entries"), [(1, 4096), (16, 4096), (32, 8192), (200, 16384)])
 def test_what_overflows_has_room_for_as_many_owners_on_every_host(cpus: int, entries: int) -> None:
     sizes = map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=cpus)
-    assert (sizes["overflow"], sizes["call_totals"]) == (entries, entries // 2)
+    assert (sizes["overflow"], sizes["call_totals"]) == (entries, entries)
 
 
 def test_nobody_is_followed_where_nobody_asked_for_it() -> None:
@@ -73,6 +74,12 @@ def test_nobody_is_followed_where_nobody_asked_for_it() -> None:
 )
 def test_a_ring_is_one_cpus_or_of_many_cpus_a_few_ones(cpus: int, rings: int) -> None:
     assert ring_count(cpus) == rings <= RINGS_MAX
+
+
+@pytest.mark.parametrize(("online", "cpus"), [("0\n", 1), ("0-1\n", 2), ("0,2-3,6\n", 7), ("0-127\n", 128)])
+def test_rings_are_for_cpus_that_run(tmp_path: Path, online: str, cpus: int) -> None:
+    (tmp_path / "online").write_text(online)
+    assert online_cpus(tmp_path / "online") == cpus
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 6, 64, 200])
