@@ -189,7 +189,7 @@ static __always_inline void add_write(struct call_state *state, __u64 bytes)
 	state->write_bytes += bytes;
 }
 
-/* Bytes of a vector of one element; of longer ones nothing is read, and the record says so. */
+/* Bytes of a vector of one element; of longer ones nothing is read, and that is counted. */
 static __always_inline __u64 vector_bytes(struct call_state *state, __u64 address, __u64 length)
 {
 	struct iovec vector;

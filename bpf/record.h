@@ -57,7 +57,7 @@ enum request_flag {
 };
 
 /*
- * One finished request, or a part of one. 88 bytes: with the ring's header 96, so an 8 MiB ring holds 87,381.
+ * One finished request, or a part of one. 88 bytes: with what a ring puts in front 96.
  *
  * A request has the owner and file of the bio that it was made for. Bios of others that merged into it give part records,
  * written before its own: owner, file, op, engine, path and bytes, no times.

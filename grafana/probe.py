@@ -40,7 +40,7 @@ def dashboard() -> build.Dashboard:
                 decimals=2, good_from=0.99, nothing="no I/O",
             )
         )
-        .with_panel(_lost("Records lost", "Records that found no room in a ring.", "llmio_records_lost_total"))
+        .with_panel(_lost("Records lost", "Records and calls that found no room.", "llmio_records_lost_total"))
         .with_panel(
             _lost(
                 "Overflowed",

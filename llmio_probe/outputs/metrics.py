@@ -195,8 +195,9 @@ RECORDS_LOST = Metric(
     "llmio_records_lost_total",
     "counter",
     (),
-    "Records that found room neither in a ring to user space nor in the kernel's overflow table: totals by device are "
-    "all that is left of them, so anything but 0 means that the probe could not keep up.",
+    "What found no room: request records in neither a ring nor the overflow table, of which totals by device are left, "
+    "and calls in the table of calls. Anything but 0 means that the probe could not keep up, or that the host has more "
+    "processes with calls than the table.",
 )
 OVERFLOWED_REQUESTS = Metric(
     "llmio_overflowed_requests_total",
