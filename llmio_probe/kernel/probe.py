@@ -143,7 +143,7 @@ class Probe:
         self._control["rings_mask"] = self._rings - 1
         self._control["ring_slots"] = SLOTS // self._rings
         self._control["ring_bytes"] = ring_bytes(self._rings)
-        # All maps but task storage have their room from the start, and before 5.14 who gives up being root cannot ask later.
+        # All but task storage has its room from the start, and before 5.14 who gives up being root cannot ask later.
         self._memory = {name: self._memory_of(name) for name in self._loaded.maps}
 
     def _open_slots(self) -> SlotRings:
