@@ -6,13 +6,16 @@ import json
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from llmio_probe.single import FOLDER
 from tests.live.daemons import running_daemon
 from tests.live.harness import HANG, Actor, Disk, check, run
 from tests.live.system import Volume
@@ -114,7 +117,11 @@ def test_capabilities_are_enough_without_root(installed: Installed, ext4_volume:
     weights.chmod(0o600)
     environ = ("env", "CROSS_RANK=3", "CROSS_SIZE=4", "LOCAL_SIZE=4", "RANK=3")
     device = ext4_volume.disk.device
-    with running_daemon(open_folder, program=service) as running, Actor(*environ) as actor:
+    with (
+        runtime_directory(nobody.pw_uid),
+        running_daemon(open_folder, program=service) as running,
+        Actor(*environ) as actor,
+    ):
         status = Path(f"/proc/{running.process.pid}/status").read_text()
         assert re.search(rf"^Uid:\t{nobody.pw_uid}\t{nobody.pw_uid}\t", status, re.MULTILINE)
         held = {name: int(re.search(rf"^{name}:\t(\w+)$", status, re.MULTILINE)[1], 16) for name in CAPABILITIES}  # type: ignore[index]
@@ -129,6 +136,18 @@ def test_capabilities_are_enough_without_root(installed: Installed, ext4_volume:
         said = running.end()
     assert "Traceback" not in said
     assert "llmio_program_cost_seconds is missing" in said
+
+
+@contextmanager
+def runtime_directory(uid: int) -> Iterator[None]:
+    """The folder of the daemon's lock as RuntimeDirectory= makes it; root's own is made anew when one is needed."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    os.chown(FOLDER, uid, -1)
+    try:
+        yield
+    finally:
+        shutil.rmtree(FOLDER)
 
 
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
