@@ -151,7 +151,6 @@ static __always_inline void add_call(struct call_state *state, __u8 engine, __u3
 	}
 	if (submits) {
 		submit_ns = later(state->submitted_ns, state->start_ns);
-		add(&totals->handed_over, state->requests);
 		COUNT_IN(totals->request_counts, state->requests, CALL);
 		COUNT_IN(totals->submit_counts, submit_ns, LATENCY);
 	}
@@ -166,6 +165,8 @@ static __always_inline void add_call(struct call_state *state, __u8 engine, __u3
 	others = state->requests - state->reads - state->writes;
 	if (others || (submits && !state->requests))
 		add_call_op(totals, state, CALL_OTHERS, others, submit_ns);
+	if (state->flags & CALL_POLLED)
+		add(&totals->polled, state->requests);
 	if (state->flags & CALL_WAIT) {
 		wait_ns = later(end_ns, submits ? state->submitted_ns : state->start_ns);
 		add(&totals->reaped, reaped);

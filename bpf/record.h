@@ -273,7 +273,7 @@ struct call_totals {
 	__u64 requests[CALL_OPS]; /* accepted by the kernel */
 	__u64 submit_ns[CALL_OPS]; /* a call's, shared out by its requests */
 	__u64 parts[CALL_OPS]; /* calls of which not all bytes could be read */
-	__u64 handed_over; /* requests by calls, and not taken by an SQPOLL thread itself */
+	__u64 polled; /* requests without a call */
 	__u64 read_bytes;
 	__u64 write_bytes;
 	__u64 reaped; /* completions returned, libaio only */

@@ -50,11 +50,11 @@ class Calls:
         calls, requests, submit_ns, parts = (
             totals[name].astype(np.int64) for name in ("calls", "requests", "submit_ns", "parts")
         )
-        handed_over, wait_ns, reaped = (totals[name].astype(np.int64) for name in ("handed_over", "wait_ns", "reaped"))
+        polled, wait_ns, reaped = (totals[name].astype(np.int64) for name in ("polled", "wait_ns", "reaped"))
         waits = totals["wait_counts"].sum(axis=1, dtype=np.int64)
         rows = self._calls.find(key)
         for field, counts, sums in (
-            ("requests", "request_counts", handed_over),
+            ("requests", "request_counts", requests.sum(axis=1) - polled),
             ("submit", "submit_counts", submit_ns.sum(axis=1)),
             ("wait", "wait_counts", wait_ns),
         ):

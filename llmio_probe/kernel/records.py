@@ -267,7 +267,7 @@ CALL_TOTALS = np.dtype(
         ("requests", "u8", (CALL_OPS,)),
         ("submit_ns", "u8", (CALL_OPS,)),
         ("parts", "u8", (CALL_OPS,)),
-        ("handed_over", "u8"),
+        ("polled", "u8"),
         ("read_bytes", "u8"),
         ("write_bytes", "u8"),
         ("reaped", "u8"),

@@ -73,7 +73,6 @@ def _totals(call: dict[str, int]) -> Records:
     submits = bool(flags & CallFlag.SUBMIT and call["submitted_ns"])
     submit_ns = call["submitted_ns"] - call["start_ns"] if submits else 0
     if submits:
-        totals["handed_over"] = requests
         totals["request_counts"][0, bucket_of(requests, REQUESTS_EXPONENTS)] = 1
         totals["submit_counts"][0, bucket_of(submit_ns, LATENCY_EXPONENTS)] = 1
     others = requests - call["reads"] - call["writes"]
@@ -83,6 +82,8 @@ def _totals(call: dict[str, int]) -> Records:
             totals["parts"][0, column] = bool(flags & CallFlag.BYTES_PART)
             totals["requests"][0, column] = of_op
             totals["submit_ns"][0, column] = submit_ns * of_op // requests if requests else submit_ns
+    if flags & CallFlag.POLLED:
+        totals["polled"] = requests
     if flags & CallFlag.WAIT:
         totals["wait_ns"] = call["end_ns"] - (call["submitted_ns"] if submits else call["start_ns"])
         totals["wait_counts"][0, bucket_of(totals["wait_ns"][0], LATENCY_EXPONENTS)] = 1

@@ -121,7 +121,7 @@ def any_calls(random: np.random.Generator, pids: Any) -> Records:
     totals["tgid"], totals["owner_start_ns"] = pids, [start_ns(pid) for pid in pids]
     totals["engine"] = random.integers(1, 3, len(pids))
     totals["calls"][:, 0] = totals["request_counts"][:, 3] = 1
-    totals["requests"][:, 0] = totals["handed_over"] = random.integers(5, 9, len(pids))
+    totals["requests"][:, 0] = random.integers(5, 9, len(pids))
     totals["submit_ns"][:, 0] = random.integers(1000, SECOND, len(pids))
     totals["submit_counts"][:, 5] = totals["wait_counts"][:, 0] = 1
     totals["wait_ns"] = 1000
