@@ -98,21 +98,6 @@ static __always_inline int enter_call(__u32 flags, __u64 iocbs)
 	return 0;
 }
 
-/* The totals of a key, made at first sight; NULL when there is no room. */
-static __always_inline struct call_totals *call_totals_of(struct call_key *key)
-{
-	struct call_totals *totals = bpf_map_lookup_elem(MAP(call_totals), key);
-	struct overflow_totals *fresh;
-	__u32 zero = 0;
-
-	if (totals)
-		return totals;
-	fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
-	if (fresh)
-		bpf_map_update_elem(MAP(call_totals), key, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(MAP(call_totals), key);
-}
-
 /* count: of the call's requests, those of that op. */
 static __always_inline void add_call_op(struct call_totals *totals, const struct call_state *state, __u32 op, __u32 count,
 					__u64 submit_ns)
@@ -144,7 +129,7 @@ static __always_inline void add_call(struct call_state *state, __u8 engine, __u3
 
 		state->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
 	}
-	totals = call_totals_of(&key);
+	totals = kept_totals(MAP(call_totals), &key);
 	if (!totals) {
 		lose_call();
 		return;

@@ -52,20 +52,6 @@ static __always_inline void overflow_part(struct walk *walk, __u32 bytes, __u32 
 
 #else
 
-/* The totals of a key, made at first sight; NULL when there is no room. */
-static __always_inline struct overflow_totals *totals_of(struct overflow_key *key)
-{
-	struct overflow_totals *totals = bpf_map_lookup_elem(MAP(overflow), key), *fresh;
-	__u32 zero = 0;
-
-	if (totals)
-		return totals;
-	fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
-	if (fresh)
-		bpf_map_update_elem(MAP(overflow), key, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(MAP(overflow), key);
-}
-
 static __always_inline void add_latencies(struct overflow_totals *totals, const struct request_entry *entry, __u64 done_ns)
 {
 	__u64 made_ns = entry->made_ns, issued_ns = entry->issued_ns;
@@ -99,7 +85,7 @@ SUBPROGRAM int overflow_request(struct request_entry *entry, __u64 done_ns, __u3
 	key.op = entry->op;
 	key.status = entry->status;
 	key.ring = ring;
-	totals = totals_of(&key);
+	totals = kept_totals(MAP(overflow), &key);
 	if (!totals) {
 		lose_request(entry->device, entry->op, 1, entry->bytes - entry->part_bytes, entry->bytes);
 		return 0;
@@ -132,7 +118,7 @@ SUBPROGRAM int overflow_part(struct walk *walk, __u32 bytes, __u32 ring)
 	key.flags = REQUEST_PART | (walk->flags & REQUEST_METADATA) | (walk->part.shared ? REQUEST_SHARED : 0);
 	key.op = walk->op;
 	key.ring = ring;
-	totals = totals_of(&key);
+	totals = kept_totals(MAP(overflow), &key);
 	if (!totals) {
 		lose_request(walk->device, walk->op, 0, bytes, 0);
 		return 0;

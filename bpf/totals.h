@@ -64,6 +64,20 @@ static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 			     : "memory");                                                                 \
 	} while (0)
 
+/* The totals of a key in that table, made at first sight; NULL when there is no room. `nothing` is as large as any. */
+static __always_inline void *kept_totals(void *table, const void *key)
+{
+	void *totals = bpf_map_lookup_elem(table, key), *fresh;
+	__u32 zero = 0;
+
+	if (totals)
+		return totals;
+	fresh = bpf_map_lookup_elem(MAP(nothing), &zero);
+	if (fresh)
+		bpf_map_update_elem(table, key, fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(table, key);
+}
+
 static __always_inline __u64 later(__u64 end, __u64 start)
 {
 	return end > start ? end - start : 0; /* clocks of two CPUs */

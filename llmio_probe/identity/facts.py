@@ -150,11 +150,11 @@ class PsutilSource:
 
     def exists(self, pid: int) -> bool:
         try:
-            os.kill(pid, 0)
+            os.kill(pid, 0)  # psutil.pid_exists looks into /proc, too, and there it may be hidden
         except ProcessLookupError:
             return False
-        except OSError:  # not ours
-            return True
+        except PermissionError:
+            pass
         return True
 
     def _ask(self, pid: int, question: Callable[[psutil.Process], T]) -> T | None:

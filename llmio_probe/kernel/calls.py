@@ -11,7 +11,7 @@ from llmio_probe.kernel.tables import Table
 from llmio_probe.kernel.totals import Flag, TotalsTable
 
 
-class Calls:
+class CallTable:
     """control: the memory shared with the programs, one CONTROL record."""
 
     def __init__(self, table: Table, control: Records) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.atomics import Atomics
-from llmio_probe.kernel.calls import Calls
+from llmio_probe.kernel.calls import CallTable
 from llmio_probe.kernel.files import file_sight
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.loaders import load as load_fitting
@@ -136,7 +136,7 @@ class Probe:
             self._slots,
             self._control,
         )
-        self._calls = Calls(Table(libbpf, self._fd("call_totals"), CALL_KEY, CALL_TOTALS), self._control)
+        self._calls = CallTable(Table(libbpf, self._fd("call_totals"), CALL_KEY, CALL_TOTALS), self._control)
         self._control["requests_mask"] = self._loaded.maps["requests"].max_entries - 1
         self._control["page_bytes"] = mmap.PAGESIZE
         self._control["starts_with_bio"] = self._loaded.starts_with_bio

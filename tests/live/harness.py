@@ -149,7 +149,7 @@ def undisturbed(measure: Callable[[], Measured | None]) -> Measured:
         if page_cache_drops() != dropped:
             print("disturbed: somebody has dropped the page cache")
         elif measured is None:
-            print("disturbed: the disk was not at rest")
+            print("disturbed: the disk was not at rest, or as said above")
         elif not measured.watched.whole or measured.watched.report["accounting"]["expired"]:
             print("disturbed:", measured.watched.report["accounting"])
         else:

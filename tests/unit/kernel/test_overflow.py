@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llmio_probe.kernel.calls import Calls
+from llmio_probe.kernel.calls import CallTable
 from llmio_probe.kernel.overflow import Overflow
 from llmio_probe.kernel.records import (
     CALL_KEY,
@@ -66,7 +66,7 @@ class Kernel:
         parts: Any = (self.requests, self.counts, self.slots, self.control)
         self.overflow = Overflow(*parts)
         table: Any = self.calls
-        self.calls_read = Calls(table, self.control)
+        self.calls_read = CallTable(table, self.control)
 
     def request(self, tgid: int, bytes_: int, ring: int = 0) -> None:
         share = (0, 7, 0, 1, tgid, 1, 1, 1, 0)
