@@ -195,9 +195,9 @@ RECORDS_LOST = Metric(
     "llmio_records_lost_total",
     "counter",
     (),
-    "What found no room: request records in neither a ring nor the overflow table, of which totals by device are left, "
-    "and calls in the table of calls. Anything but 0 means that the probe could not keep up, or that the host has more "
-    "processes with calls than the table.",
+    "What found no room: request records in neither a ring nor the overflow table, which leave only totals by device, "
+    "and calls in the table of calls. Above 0 the probe could not keep up, or more processes make calls than the table "
+    "has.",
 )
 OVERFLOWED_REQUESTS = Metric(
     "llmio_overflowed_requests_total",
