@@ -33,12 +33,44 @@
 
 #if defined(LLMIO_PLAIN)
 
-#define PROGRAM(tracepoint, ...) SEC("tp_btf/" #tracepoint) int BPF_PROG(tracepoint, __VA_ARGS__)
+#define PROGRAM(tracepoint, ...) PROGRAM_IN("tp_btf/" #tracepoint, tracepoint, __VA_ARGS__)
+#define PROGRAM_IN(section, name, ...)                               \
+	static __always_inline int name##_body(unsigned long long *ctx); \
+	SEC(section) int name(unsigned long long *ctx)                   \
+	{                                                                \
+		hold_cpu();                                              \
+		name##_body(ctx);                                        \
+		release_cpu();                                           \
+		return 0;                                                \
+	}                                                                \
+	static __always_inline int BPF_PROG(name##_body, __VA_ARGS__)
 #define GLOBAL __noinline
 #define SUBPROGRAM __noinline
 
 #define SYSCALL_PROGRAM(name, context) SEC("tracepoint/syscalls/sys_" #name) int name(struct context *ctx)
 #define FUNCTION_PROGRAM(name) name##__fentry
+
+/*
+ * Since 7.0 tracepoints are guarded by SRCU (of which this type is a sign), and a program on them can be preempted. Another
+ * task's on that CPU is skipped then, as if it recursed, and its request has no owner: so stay on the CPU. The kfuncs came
+ * with 6.10, global functions may be called between them since 6.15.
+ */
+typedef struct {
+} class_srcu_fast_notrace_t;
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+static __always_inline void hold_cpu(void)
+{
+	if (bpf_core_type_exists(class_srcu_fast_notrace_t))
+		bpf_preempt_disable();
+}
+
+static __always_inline void release_cpu(void)
+{
+	if (bpf_core_type_exists(class_srcu_fast_notrace_t))
+		bpf_preempt_enable();
+}
 
 extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
@@ -54,9 +86,10 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
 #elif !defined(LLMIO_BCC)
 
-#define PROGRAM(tracepoint, ...) SEC("raw_tp/" #tracepoint) int BPF_PROG(tracepoint##__probe, __VA_ARGS__)
+#define PROGRAM(tracepoint, ...) PROGRAM_IN("raw_tp/" #tracepoint, tracepoint##__probe, __VA_ARGS__)
 #define PROGRAM_AT(index, tracepoint, ...) \
-	SEC("raw_tp/" #tracepoint) int BPF_PROG(tracepoint##__probe_at##index, __VA_ARGS__)
+	PROGRAM_IN("raw_tp/" #tracepoint, tracepoint##__probe_at##index, __VA_ARGS__)
+#define PROGRAM_IN(section, name, ...) SEC(section) int BPF_PROG(name, __VA_ARGS__)
 #define SYSCALL_PROGRAM(name, context) SEC("tracepoint/syscalls/sys_" #name) int name##__probe(struct context *ctx)
 #define FUNCTION_PROGRAM(name) name##__probe_fentry
 #define GLOBAL __noinline
@@ -95,10 +128,10 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
 /* Around a system call's function, named as the architecture does (syscalls.h). */
 #define ENTRY_PROGRAM(name) \
-	SEC("fentry/" SYSCALL_FUNCTION #name) int EXPANDED(FUNCTION_PROGRAM(enter_##name), struct pt_regs *regs)
+	EXPANDED("fentry/" SYSCALL_FUNCTION #name, FUNCTION_PROGRAM(enter_##name), struct pt_regs *regs)
 #define EXIT_PROGRAM(name) \
-	SEC("fexit/" SYSCALL_FUNCTION #name) int EXPANDED(FUNCTION_PROGRAM(exit_##name), struct pt_regs *regs, long result)
-#define EXPANDED(name, ...) BPF_PROG(name, __VA_ARGS__)
+	EXPANDED("fexit/" SYSCALL_FUNCTION #name, FUNCTION_PROGRAM(exit_##name), struct pt_regs *regs, long result)
+#define EXPANDED(section, name, ...) PROGRAM_IN(section, name, __VA_ARGS__)
 #define OFFSET(type, member) bpf_core_field_offset(struct type, member)
 /* Of an outer struct that holds another one: the way back. */
 #define OUTER(type, member, address) AS(type, (void *)(address) - OFFSET(type, member))
