@@ -82,7 +82,8 @@ static __always_inline void lose_call(void)
 		add(&lost->lost_calls, 1);
 }
 
-static __always_inline int enter_call(__u32 flags, __u64 iocbs)
+/* again: as the second program (variant.h). At the exit it finds no call any more, if the first one has run. */
+static __always_inline int enter_call(__u32 flags, __u64 iocbs, bool again)
 {
 	struct call_state *state;
 
@@ -90,9 +91,12 @@ static __always_inline int enter_call(__u32 flags, __u64 iocbs)
 		return 0;
 	state = kept_call(true);
 	if (!state) {
-		lose_call();
+		if (!again)
+			lose_call();
 		return 0;
 	}
+	if (again && state->start_ns)
+		return 0;
 	*state = (struct call_state){ .flags = flags, .iocbs = iocbs, .seen_epoch = state->seen_epoch };
 	state->start_ns = bpf_ktime_get_ns();
 	return 0;
@@ -293,13 +297,13 @@ static __always_inline int leave_getevents(__s64 result)
 	return 0;
 }
 
-static __always_inline int enter_uring(__u64 to_submit, __u64 enter_flags)
+static __always_inline int enter_uring(__u64 to_submit, __u64 enter_flags, bool again)
 {
 	__u32 flags = (__u32)to_submit ? CALL_SUBMIT : 0;
 
 	if (enter_flags & IORING_ENTER_GETEVENTS_FLAG)
 		flags |= CALL_WAIT;
-	return enter_call(flags, 0);
+	return enter_call(flags, 0, again);
 }
 
 static __always_inline int leave_uring(void)
@@ -320,7 +324,7 @@ static __always_inline int leave_uring(void)
 
 SYSCALL_PROGRAM(enter_io_submit, syscall_enter)
 {
-	return enter_call(CALL_SUBMIT, ctx->args[2]);
+	return enter_call(CALL_SUBMIT, ctx->args[2], false);
 }
 
 SYSCALL_PROGRAM(exit_io_submit, syscall_exit)
@@ -330,7 +334,7 @@ SYSCALL_PROGRAM(exit_io_submit, syscall_exit)
 
 SYSCALL_PROGRAM(enter_io_getevents, syscall_enter)
 {
-	return enter_call(CALL_WAIT, 0);
+	return enter_call(CALL_WAIT, 0, false);
 }
 
 SYSCALL_PROGRAM(exit_io_getevents, syscall_exit)
@@ -340,7 +344,7 @@ SYSCALL_PROGRAM(exit_io_getevents, syscall_exit)
 
 SYSCALL_PROGRAM(enter_io_pgetevents, syscall_enter)
 {
-	return enter_call(CALL_WAIT, 0);
+	return enter_call(CALL_WAIT, 0, false);
 }
 
 SYSCALL_PROGRAM(exit_io_pgetevents, syscall_exit)
@@ -350,7 +354,7 @@ SYSCALL_PROGRAM(exit_io_pgetevents, syscall_exit)
 
 SYSCALL_PROGRAM(enter_io_uring_enter, syscall_enter)
 {
-	return enter_uring(ctx->args[1], ctx->args[3]);
+	return enter_uring(ctx->args[1], ctx->args[3], false);
 }
 
 SYSCALL_PROGRAM(exit_io_uring_enter, syscall_exit)
@@ -362,7 +366,7 @@ SYSCALL_PROGRAM(exit_io_uring_enter, syscall_exit)
 /* The same by fentry, where the kernel can attach to a function: it costs nobody else's calls anything. */
 ENTRY_PROGRAM(io_submit)
 {
-	return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs));
+	return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs), false);
 }
 
 EXIT_PROGRAM(io_submit)
@@ -372,7 +376,7 @@ EXIT_PROGRAM(io_submit)
 
 ENTRY_PROGRAM(io_getevents)
 {
-	return enter_call(CALL_WAIT, 0);
+	return enter_call(CALL_WAIT, 0, false);
 }
 
 EXIT_PROGRAM(io_getevents)
@@ -382,7 +386,7 @@ EXIT_PROGRAM(io_getevents)
 
 ENTRY_PROGRAM(io_pgetevents)
 {
-	return enter_call(CALL_WAIT, 0);
+	return enter_call(CALL_WAIT, 0, false);
 }
 
 EXIT_PROGRAM(io_pgetevents)
@@ -392,13 +396,55 @@ EXIT_PROGRAM(io_pgetevents)
 
 ENTRY_PROGRAM(io_uring_enter)
 {
-	return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs));
+	return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs), false);
 }
 
 EXIT_PROGRAM(io_uring_enter)
 {
 	return leave_uring();
 }
+
+#if defined(LLMIO_PLAIN)
+ENTRY_PROGRAM_AGAIN(io_submit)
+{
+	return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs), true);
+}
+
+EXIT_PROGRAM_AGAIN(io_submit)
+{
+	return leave_submit(result);
+}
+
+ENTRY_PROGRAM_AGAIN(io_getevents)
+{
+	return enter_call(CALL_WAIT, 0, true);
+}
+
+EXIT_PROGRAM_AGAIN(io_getevents)
+{
+	return leave_getevents(result);
+}
+
+ENTRY_PROGRAM_AGAIN(io_pgetevents)
+{
+	return enter_call(CALL_WAIT, 0, true);
+}
+
+EXIT_PROGRAM_AGAIN(io_pgetevents)
+{
+	return leave_getevents(result);
+}
+
+ENTRY_PROGRAM_AGAIN(io_uring_enter)
+{
+	return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs), true);
+}
+
+EXIT_PROGRAM_AGAIN(io_uring_enter)
+{
+	return leave_uring();
+}
+#endif
 #endif
 
 static __always_inline void add_request(struct call_state *state, struct io_kiocb *req)
@@ -428,16 +474,31 @@ static __always_inline void add_request(struct call_state *state, struct io_kioc
 	}
 }
 
-/* Every request that io_uring takes, after it was prepared. */
-static __always_inline int submit_req(struct io_kiocb *req)
+/* Has the first of two programs added the request? It leaves a note, which is good for once. */
+static __always_inline bool is_added(struct call_state *kept, struct io_kiocb *req, bool again)
 {
-	struct call_state *state = current_call();
+#if defined(LLMIO_PLAIN)
+	__u32 note = (__u64)req - (__u64)&control, added; /* see number_of() */
+
+	if (PREEMPTIBLE && kept) {
+		added = kept->added;
+		kept->added = again ? 0 : note;
+		return again && added == note;
+	}
+#endif
+	return again;
+}
+
+/* Every request that io_uring takes, after it was prepared. */
+static __always_inline int submit_req(struct io_kiocb *req, bool again)
+{
+	struct call_state *kept = kept_call(PREEMPTIBLE);
 	struct call_state polled = { .flags = CALL_POLLED };
 
-	if (!control.running)
+	if (!control.running || is_added(kept, req, again))
 		return 0;
-	if (state) {
-		add_request(state, req);
+	if (kept && kept->start_ns) {
+		add_request(kept, req);
 		return 0;
 	}
 	if (!(READ(AS(task_struct, bpf_get_current_task()), flags) & PF_IO_WORKER)) /* attached in the middle of its call */
@@ -449,20 +510,25 @@ static __always_inline int submit_req(struct io_kiocb *req)
 
 PROGRAM(io_uring_submit_req, struct io_kiocb *req)
 {
-	return submit_req(req);
+	return submit_req(req, false);
 }
 
 #if !defined(LLMIO_PLAIN)
 /* Its name before 6.3. */
 PROGRAM(io_uring_submit_sqe, struct io_kiocb *req)
 {
-	return submit_req(req);
+	return submit_req(req, false);
 }
 
 /* Before 5.19 the ring came first. */
 PROGRAM_AT(1, io_uring_submit_sqe, void *ring, struct io_kiocb *req)
 {
-	return submit_req(req);
+	return submit_req(req, false);
+}
+#else
+PROGRAM_AGAIN(io_uring_submit_req, struct io_kiocb *req)
+{
+	return submit_req(req, true);
 }
 #endif
 

@@ -80,7 +80,7 @@ struct call_state {
 	__u32 writes;
 	__u32 flags;
 	__u32 seen_epoch; /* in which the thread's process was introduced */
-	__u32 reserved;
+	__u32 added;	  /* the request that the first of two programs has added (variant.h) */
 };
 
 /* What a CPU found in `writers` last; good while control.writers_epoch is the same. */

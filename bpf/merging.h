@@ -25,12 +25,12 @@ SUBPROGRAM int identify_bio(struct share *share, __u64 *address, __u64 now)
 }
 
 /* A bio became a part of a request. */
-static __always_inline int keep_bio(struct bio *bio)
+static __always_inline int keep_bio(struct bio *bio, bool again)
 {
 	__u64 key = (__u64)bio;
 	struct share share = {};
 
-	if (!control.running)
+	if (!control.running || (again && bpf_map_lookup_elem(MAP(bios), &key)))
 		return 0;
 	identify_bio(&share, &key, bpf_ktime_get_ns());
 	bpf_map_update_elem(MAP(bios), &key, &share, BPF_ANY);
@@ -39,24 +39,34 @@ static __always_inline int keep_bio(struct bio *bio)
 
 PROGRAM(block_bio_backmerge, struct bio *bio)
 {
-	return keep_bio(bio);
+	return keep_bio(bio, false);
 }
 
 PROGRAM(block_bio_frontmerge, struct bio *bio)
 {
-	return keep_bio(bio);
+	return keep_bio(bio, false);
 }
 
 #if !defined(LLMIO_PLAIN)
 /* Before 5.11, e8a676d61c07: queue and request came first. */
 PROGRAM_AT(2, block_bio_backmerge, void *queue, void *rq, struct bio *bio)
 {
-	return keep_bio(bio);
+	return keep_bio(bio, false);
 }
 
 PROGRAM_AT(2, block_bio_frontmerge, void *queue, void *rq, struct bio *bio)
 {
-	return keep_bio(bio);
+	return keep_bio(bio, false);
+}
+#else
+PROGRAM_AGAIN(block_bio_backmerge, struct bio *bio)
+{
+	return keep_bio(bio, true);
+}
+
+PROGRAM_AGAIN(block_bio_frontmerge, struct bio *bio)
+{
+	return keep_bio(bio, true);
 }
 #endif
 

@@ -22,8 +22,13 @@ static __always_inline __u64 made_at(struct request *rq, __u32 cmd_flags)
 	return stamp;
 }
 
-/* Since 6.5, and in some distributions' kernels before: in the submitter's context, with the request. */
-PROGRAM(block_io_start, struct request *rq)
+/* Not what is in flight in it since the last time, whose completion was not seen. */
+static __always_inline bool is_begun(const struct request_entry *entry, struct request *rq, __u64 bio)
+{
+	return entry->in_flight == STARTED && entry->bio == bio && entry->made_ns >= READ(rq, start_time_ns);
+}
+
+static __always_inline int start(struct request *rq, bool again)
 {
 	__u32 cmd_flags = READ(rq, cmd_flags), epoch;
 	struct target target = {};
@@ -35,8 +40,10 @@ PROGRAM(block_io_start, struct request *rq)
 
 	if (!control.running)
 		return 0;
-	now = made_at(rq, cmd_flags);
 	entry = kept_entry(number_of(rq));
+	if (again && (!entry || is_begun(entry, rq, bio)))
+		return 0;
+	now = made_at(rq, cmd_flags);
 	if (!entry) {
 		/* It will complete without a start, as nobody's. */
 		control.table_full = 1;
@@ -66,7 +73,13 @@ PROGRAM(block_io_start, struct request *rq)
 	return 0;
 }
 
-static __always_inline int issue(struct request *rq)
+/* Since 6.5, and in some distributions' kernels before: in the submitter's context, with the request. */
+PROGRAM(block_io_start, struct request *rq)
+{
+	return start(rq, false);
+}
+
+static __always_inline int issue(struct request *rq, bool again)
 {
 	struct request_entry *entry;
 	struct bio *bio;
@@ -74,7 +87,7 @@ static __always_inline int issue(struct request *rq)
 	if (!control.running)
 		return 0;
 	entry = kept_entry(number_of(rq));
-	if (!entry)
+	if (!entry || (again && entry->in_flight != IDLE && entry->issued_ns))
 		return 0;
 	/* The block layer's flush requests never start: each issue is a new one. */
 	if (!start_from_bio(entry, rq) &&
@@ -90,7 +103,7 @@ static __always_inline int issue(struct request *rq)
 
 PROGRAM(block_rq_issue, struct request *rq)
 {
-	return issue(rq);
+	return issue(rq, false);
 }
 
 /* The request became a part of another one, which completes for both. */
@@ -124,10 +137,26 @@ PROGRAM(block_rq_merge, struct request *rq)
 /* Before 5.11, a54895fa057c: the queue came first. */
 PROGRAM_AT(1, block_rq_issue, void *queue, struct request *rq)
 {
-	return issue(rq);
+	return issue(rq, false);
 }
 
 PROGRAM_AT(1, block_rq_merge, void *queue, struct request *rq)
+{
+	return merge(rq);
+}
+#else
+PROGRAM_AGAIN(block_io_start, struct request *rq)
+{
+	return start(rq, true);
+}
+
+/* Not that it was issued once more. */
+PROGRAM_AGAIN(block_rq_issue, struct request *rq)
+{
+	return issue(rq, true);
+}
+
+PROGRAM_AGAIN(block_rq_merge, struct request *rq)
 {
 	return merge(rq);
 }

@@ -33,10 +33,11 @@
 
 #if defined(LLMIO_PLAIN)
 
-#define PROGRAM(tracepoint, ...) PROGRAM_IN("tp_btf/" #tracepoint, tracepoint, __VA_ARGS__)
-#define PROGRAM_IN(section, name, ...)                               \
+#define PROGRAM(tracepoint, ...) HELD_PROGRAM(tracepoint, tracepoint, __VA_ARGS__)
+#define PROGRAM_AGAIN(tracepoint, ...) HELD_PROGRAM(tracepoint, tracepoint##__again, __VA_ARGS__)
+#define HELD_PROGRAM(tracepoint, name, ...)                              \
 	static __always_inline int name##_body(unsigned long long *ctx); \
-	SEC(section) int name(unsigned long long *ctx)                   \
+	SEC("tp_btf/" #tracepoint) int name(unsigned long long *ctx)     \
 	{                                                                \
 		hold_cpu();                                              \
 		name##_body(ctx);                                        \
@@ -51,24 +52,27 @@
 #define FUNCTION_PROGRAM(name) name##__fentry
 
 /*
- * Since 7.0 tracepoints are guarded by SRCU (of which this type is a sign), and a program on them can be preempted. Another
- * task's on that CPU is skipped then, as if it recursed, and its request has no owner: so stay on the CPU. The kfuncs came
- * with 6.10, global functions may be called between them since 6.15.
+ * Since 7.0 tracepoints are guarded by SRCU (of which this type is a sign, to variants.py too), and a program on them can
+ * be preempted. Until its task goes on, the kernel skips that program for all others on the CPU, as if it recursed. So
+ * there are two of each in a submitter's way then, and the second, AGAIN, does what the first was skipped for
+ * (docs/kernel.md says how often that is). And none lets go of the CPU before its end: what is counted by CPU is not atomic.
+ * The kfuncs came with 6.10, global functions may be called between them since 6.15.
  */
 typedef struct {
 } class_srcu_fast_notrace_t;
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
+#define PREEMPTIBLE bpf_core_type_exists(class_srcu_fast_notrace_t)
 
 static __always_inline void hold_cpu(void)
 {
-	if (bpf_core_type_exists(class_srcu_fast_notrace_t))
+	if (PREEMPTIBLE)
 		bpf_preempt_disable();
 }
 
 static __always_inline void release_cpu(void)
 {
-	if (bpf_core_type_exists(class_srcu_fast_notrace_t))
+	if (PREEMPTIBLE)
 		bpf_preempt_enable();
 }
 
@@ -86,10 +90,9 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
 #elif !defined(LLMIO_BCC)
 
-#define PROGRAM(tracepoint, ...) PROGRAM_IN("raw_tp/" #tracepoint, tracepoint##__probe, __VA_ARGS__)
+#define PROGRAM(tracepoint, ...) SEC("raw_tp/" #tracepoint) int BPF_PROG(tracepoint##__probe, __VA_ARGS__)
 #define PROGRAM_AT(index, tracepoint, ...) \
-	PROGRAM_IN("raw_tp/" #tracepoint, tracepoint##__probe_at##index, __VA_ARGS__)
-#define PROGRAM_IN(section, name, ...) SEC(section) int BPF_PROG(name, __VA_ARGS__)
+	SEC("raw_tp/" #tracepoint) int BPF_PROG(tracepoint##__probe_at##index, __VA_ARGS__)
 #define SYSCALL_PROGRAM(name, context) SEC("tracepoint/syscalls/sys_" #name) int name##__probe(struct context *ctx)
 #define FUNCTION_PROGRAM(name) name##__probe_fentry
 #define GLOBAL __noinline
@@ -112,6 +115,7 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
 #if !defined(LLMIO_PLAIN)
 
+#define PREEMPTIBLE false
 #define WORD(type, pointer, member) ((unsigned long)READ((struct type *)(pointer), member))
 
 #endif
@@ -128,10 +132,14 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 
 /* Around a system call's function, named as the architecture does (syscalls.h). */
 #define ENTRY_PROGRAM(name) \
-	EXPANDED("fentry/" SYSCALL_FUNCTION #name, FUNCTION_PROGRAM(enter_##name), struct pt_regs *regs)
+	SEC("fentry/" SYSCALL_FUNCTION #name) int EXPANDED(FUNCTION_PROGRAM(enter_##name), struct pt_regs *regs)
 #define EXIT_PROGRAM(name) \
-	EXPANDED("fexit/" SYSCALL_FUNCTION #name, FUNCTION_PROGRAM(exit_##name), struct pt_regs *regs, long result)
-#define EXPANDED(section, name, ...) PROGRAM_IN(section, name, __VA_ARGS__)
+	SEC("fexit/" SYSCALL_FUNCTION #name) int EXPANDED(FUNCTION_PROGRAM(exit_##name), struct pt_regs *regs, long result)
+#define EXPANDED(name, ...) BPF_PROG(name, __VA_ARGS__)
+#define ENTRY_PROGRAM_AGAIN(name) \
+	SEC("fentry/" SYSCALL_FUNCTION #name) int BPF_PROG(enter_##name##__again_fentry, struct pt_regs *regs)
+#define EXIT_PROGRAM_AGAIN(name) \
+	SEC("fexit/" SYSCALL_FUNCTION #name) int BPF_PROG(exit_##name##__again_fentry, struct pt_regs *regs, long result)
 #define OFFSET(type, member) bpf_core_field_offset(struct type, member)
 /* Of an outer struct that holds another one: the way back. */
 #define OUTER(type, member, address) AS(type, (void *)(address) - OFFSET(type, member))

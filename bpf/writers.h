@@ -133,6 +133,11 @@ PROGRAM(writeback_dirty_page, void *page, struct address_space *mapping)
 {
 	return note_writer(mapping);
 }
+#else
+PROGRAM_AGAIN(writeback_dirty_folio, void *folio, struct address_space *mapping)
+{
+	return note_writer(mapping);
+}
 #endif
 
 #endif

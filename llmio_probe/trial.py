@@ -44,7 +44,7 @@ def try_out(directory: str, options: ProbeOptions) -> Trial:
             came = _first_record(probe, path)
             seconds = time.monotonic() - start
             probe.stop()
-            programs, memory = len(probe.hooks), probe.state().kernel_memory_bytes
+            programs, memory = probe.programs, probe.state().kernel_memory_bytes
     return Trial(programs, memory, None if came is None else seconds, came)
 
 

@@ -140,6 +140,9 @@ class _Tracepoints:
     def has_function(self, name: str) -> bool:
         return False  # plain loads need types
 
+    def has_typedef(self, name: str) -> bool:
+        return False
+
     def tracepoint(self, name: str) -> list[str] | None:
         return [ARGUMENT.get(name, "void")] if name in self._names else None
 

@@ -63,6 +63,9 @@ class Btf:
         """A function or kfunc of the kernel."""
         return self.function_id(name) is not None
 
+    def has_typedef(self, name: str) -> bool:
+        return self.has(name, KIND_TYPEDEF)
+
     def function_id(self, name: str) -> int | None:
         found = int(self._libbpf.btf__find_by_name_kind(self._btf, name.encode(), KIND_FUNC))
         return found if found > 0 else None

@@ -116,6 +116,9 @@ class _Without:
     def has_function(self, name: str) -> bool:
         return name not in self._without and self._types.has_function(name)
 
+    def has_typedef(self, name: str) -> bool:
+        return name not in self._without and self._types.has_typedef(name)
+
     def function_id(self, name: str) -> int | None:
         return None if name in self._without else self._types.function_id(name)
 

@@ -20,6 +20,7 @@ from typing import Literal
 from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.btf import Btf, check_layouts
 from llmio_probe.kernel.libbpf import Libbpf
+from llmio_probe.kernel.variants import AGAIN
 
 LoaderName = Literal["auto", "core", "bcc"]
 
@@ -43,6 +44,7 @@ class ProbeOptions:
 
     def wants(self, program: str, section: str) -> bool:
         """Is the program needed for this?"""
+        program = program.removesuffix(AGAIN)
         if program in FOLLOWING:
             return self.follow
         return self.calls or not (section.startswith(_SYSCALL_HOOKS) or program in IO_URING_VIEW)

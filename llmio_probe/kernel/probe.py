@@ -49,6 +49,7 @@ from llmio_probe.kernel.slots import SlotRings, map_array
 from llmio_probe.kernel.state import DeviceCounts, Losses, ProbeState
 from llmio_probe.kernel.tables import Table
 from llmio_probe.kernel.tracepoints import attach_tracepoint, tracepoint_ids
+from llmio_probe.kernel.variants import AGAIN, missed_by_all
 
 # Only the completions come first, so that whatever is started is also seen to end.
 _ATTACH_ORDER = (
@@ -165,7 +166,7 @@ class Probe:
         """Attach everything, then let it count from one moment on. ProbeError when the kernel refuses."""
         programs = self._loaded.programs
         try:
-            for name in sorted(programs, key=lambda n: _ATTACH_ORDER.index(n) if n in _ATTACH_ORDER else -1):
+            for name in sorted(programs, key=_attach_order):
                 kind, _, event = programs[name].hook.partition("/")
                 if kind != "tracepoint":
                     # Of a raw tracepoint the name; the others have it in the program.
@@ -208,8 +209,13 @@ class Probe:
 
     @property
     def hooks(self) -> list[str]:
-        """The attached programs' sections, such as ``tp_btf/block_io_start``."""
-        return sorted(self._hooks)
+        """The attached programs' sections, such as ``tp_btf/block_io_start``, each once."""
+        return sorted(set(self._hooks))
+
+    @property
+    def programs(self) -> int:
+        """How many are attached."""
+        return len(self._hooks)
 
     @property
     def loader(self) -> str:
@@ -285,7 +291,7 @@ class Probe:
             [self._device(int(device), int(slot), in_flight) for device, slot in self._device_slots()],
             Losses(
                 losses["lost_records"], losses["lost_calls"], losses["processes"],
-                {name: runs.missed for name, runs in self._runs().items() if runs.missed is not None},
+                missed_by_all({name: runs.missed for name, runs in self._runs().items() if runs.missed is not None}),
                 losses["files"], losses["overflowed_requests"],
             ),
             dict(self._memory),
@@ -383,6 +389,11 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _attach_order(program: str) -> tuple[bool, int]:
+    """A second program comes after its first, which it looks at."""
+    return program.endswith(AGAIN), _ATTACH_ORDER.index(program) if program in _ATTACH_ORDER else -1
 
 
 def _map_memory(name: str, loaded: LoadedMap) -> int:

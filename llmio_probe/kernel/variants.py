@@ -14,6 +14,9 @@ from llmio_probe.errors import ProbeError
 
 PLAIN_READS = "bpf_rdonly_cast"  # a kfunc, since 6.2
 BIO_START = "block_getrq"
+PREEMPTIBLE = "class_srcu_fast_notrace_t"  # a type: tracepoints' programs can be preempted, since 7.0
+AGAIN = "_again"
+"""Ends the name of the second program on a hook, which does what the first was skipped for (bpf/variant.h)."""
 _PROBE = "probe"
 _AT = "_at"
 _FENTRY = "fentry"
@@ -46,6 +49,8 @@ class KernelTypes(Protocol):
     """What is asked of the kernel's types; tests hand in some made by hand."""
 
     def has_function(self, name: str) -> bool: ...
+
+    def has_typedef(self, name: str) -> bool: ...
 
     def tracepoint(self, name: str) -> list[str] | None:
         """The names of its arguments' types, of pointers what they lead to; None when there is no such tracepoint."""
@@ -103,7 +108,20 @@ def choose(types: KernelTypes, sections: Mapping[str, str], fentry: bool = False
         base, _, its_suffix = name.partition("__")
         if section.startswith(kinds) and its_suffix == suffix:
             programs[base] = name
+    if plain and types.has_typedef(PREEMPTIBLE):
+        for name, program in list(programs.items()):
+            base, _, its_suffix = program.partition("__")
+            second = "__again_".join((base, its_suffix)) if its_suffix else f"{base}__again"
+            if second in sections:
+                programs[name + AGAIN] = second
     return Variant(programs, plain, BIO_START in programs, fentry, tuple(missing))
+
+
+def missed_by_all(missed: Mapping[str, int]) -> dict[str, int]:
+    """Runs that the kernel skipped, by program. Of two for the same, the fewer: at most so often neither has run."""
+    return {
+        name: min(count, missed.get(name + AGAIN, count)) for name, count in missed.items() if not name.endswith(AGAIN)
+    }
 
 
 def _program_of(name: str, arguments: list[str] | None, plain: bool) -> str | None:

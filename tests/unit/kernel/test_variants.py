@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from llmio_probe.errors import ProbeError
-from llmio_probe.kernel.variants import Variant, choose
+from llmio_probe.kernel.variants import AGAIN, Variant, choose, missed_by_all
 
 Tracepoints = dict[str, list[str]]
 """Name to its arguments' types."""
@@ -22,6 +22,10 @@ class Kernel:
 
     tracepoints: Mapping[str, list[str]]
     functions: frozenset[str] = frozenset()
+    typedefs: frozenset[str] = frozenset()
+
+    def has_typedef(self, name: str) -> bool:
+        return name in self.typedefs
 
     def has_function(self, name: str) -> bool:
         return name in self.functions
@@ -31,13 +35,16 @@ class Kernel:
 
     def lacks(self, *names: str) -> Kernel:
         kept = {name: arguments for name, arguments in self.tracepoints.items() if name not in names}
-        return Kernel(kept, self.functions - set(names))
+        return Kernel(kept, self.functions - set(names), self.typedefs)
 
     def has(self, **tracepoints: list[str]) -> Kernel:
-        return Kernel({**self.tracepoints, **tracepoints}, self.functions)
+        return Kernel({**self.tracepoints, **tracepoints}, self.functions, self.typedefs)
 
     def has_kfuncs(self) -> Kernel:
-        return Kernel(self.tracepoints, frozenset({"bpf_rdonly_cast"}))
+        return Kernel(self.tracepoints, frozenset({"bpf_rdonly_cast"}), self.typedefs)
+
+    def has_preemptible_tracepoints(self) -> Kernel:
+        return Kernel(self.tracepoints, self.functions, frozenset({"class_srcu_fast_notrace_t"}))
 
 
 MAINLINE_5_10 = Kernel(
@@ -69,7 +76,8 @@ LINUX_6_1 = LINUX_5_15.lacks("writeback_dirty_page").has(
 )
 LINUX_6_4 = LINUX_6_1.lacks("io_uring_submit_sqe").has(io_uring_submit_req=["io_kiocb"]).has_kfuncs()
 LINUX_6_12 = LINUX_6_4.has(block_io_start=["request"])
-LINUX_7 = LINUX_6_12.has(sched_process_fork=["task_struct", "task_struct", "u64"])
+LINUX_6_18 = LINUX_6_12.has(sched_process_fork=["task_struct", "task_struct", "u64"])
+LINUX_7 = LINUX_6_18.has_preemptible_tracepoints()
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,9 @@ def sections() -> dict[str, str]:
     for name, kind in CALLS.items():
         made[name] = made[f"{name}__probe"] = f"tracepoint/syscalls/sys_{name}"
         made[f"{name}__fentry"] = made[f"{name}__probe_fentry"] = f"{kind}/__x64_sys_io_submit"
+        made[f"{name}__again_fentry"] = f"{kind}/__x64_sys_io_submit"
+    for name in ("block_io_start", "block_rq_issue"):
+        made[f"{name}__again"] = f"tp_btf/{name}"
     return made
 
 
@@ -151,7 +162,7 @@ def test_block_io_start_without_kfuncs_is_used(sections: dict[str, str]) -> None
     assert "block_getrq" not in variant.programs
 
 
-@pytest.mark.parametrize("kernel", [LINUX_6_12, LINUX_7], ids=["6.12", "7.x"])
+@pytest.mark.parametrize("kernel", [LINUX_6_12, LINUX_6_18], ids=["6.12", "6.18"])
 def test_since_6_5_memory_is_read_by_plain_loads(sections: dict[str, str], kernel: Kernel) -> None:
     variant = choose(kernel, sections)
     assert moved(variant) == {}
@@ -167,6 +178,23 @@ def test_one_program_for_each_call_of_the_variant_that_was_chosen(sections: dict
         assert {sections[program].partition("/")[0] for program in chosen} == kinds
         assert all(("__probe" in program) is not variant.plain for program in chosen)
         assert variant.fentry is fentry
+
+
+def test_where_programs_can_be_preempted_a_second_one_does_what_the_first_was_skipped_for(
+    sections: dict[str, str],
+) -> None:
+    seconds = {"block_io_start_again": "block_io_start__again", "block_rq_issue_again": "block_rq_issue__again"}
+    assert moved(choose(LINUX_7, sections)) == seconds
+    fentry = choose(LINUX_7, sections, fentry=True).programs
+    assert {name: fentry[f"{name}_again"] for name in CALLS} == {name: f"{name}__again_fentry" for name in CALLS}
+    without_plain_loads = LINUX_7.lacks("bpf_rdonly_cast").has(block_getrq=["bio"])
+    assert not [name for name in choose(without_plain_loads, sections).programs if name.endswith(AGAIN)]
+
+
+def test_a_run_that_one_of_two_programs_was_skipped_for_is_not_missed() -> None:
+    missed = {"block_io_start": 2908, "block_io_start_again": 11, "block_rq_complete": 3, "block_rq_issue_again": 7}
+    missed["block_rq_issue"] = 0
+    assert missed_by_all(missed) == {"block_io_start": 11, "block_rq_complete": 3, "block_rq_issue": 0}
 
 
 def test_a_kernel_without_io_uring_lacks_that_view_only(sections: dict[str, str]) -> None:
