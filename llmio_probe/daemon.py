@@ -111,6 +111,7 @@ class Exporter:
     def __init__(self, path: str, config: DaemonConfig, probe: Probe, events: Events, manager: Manager) -> None:
         self._path = path
         self._config = config
+        self._config_right, self._config_read = True, time.time()
         self._probe = probe
         self._events = events
         self._manager = manager
@@ -199,7 +200,8 @@ class Exporter:
             if {signal.SIGTERM, signal.SIGINT} & set(received):
                 return
             if signal.SIGHUP in received:
-                refused = "" if self._reload(server) else "; the last reload was refused, the log says why"
+                self._config_right = self._reload(server)
+                refused = "" if self._config_right else "; the last reload was refused, the log says why"
                 self._manager.ready(self._status(server) + refused)
             self._pipeline.run()
             now = time.monotonic()
@@ -238,6 +240,7 @@ class Exporter:
             log.warning("only a restart takes over what is new of %s", ", ".join(keys))
         if (access.tls is None) != (server.access.tls is None):
             log.info("from now on by %s", access.scheme)
+        self._config_read = time.time()
         self._config = replace(wanted, **{key: getattr(self._config, key) for key in keys})
         logging.getLogger().setLevel(wanted.log_level.upper())
         server.access = access
@@ -280,6 +283,8 @@ class Exporter:
             folded=identity.folded + series.folded,
             version=__version__,
             loader=self._probe.loader,
+            config_right=self._config_right,
+            config_read=self._config_read,
         )
 
     def _state(self) -> ProbeState:

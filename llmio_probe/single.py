@@ -39,6 +39,12 @@ def only_daemon(folder: Path = FOLDER) -> IO[str]:
         raise ProbeError(
             f"a daemon runs on this host already{holder}: stop it first, or watch beside it with llmio-probe --all"
         ) from None
+    except OSError as error:
+        lock.close()
+        raise ProbeError(
+            f"{folder / 'daemon'} cannot be locked ({error.strerror}), so that nothing keeps this host to one daemon: "
+            "let /run be a tmpfs, as it is usual"
+        ) from None
     with suppress(OSError):  # the lock is what counts, a full /run leaves it nameless
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")

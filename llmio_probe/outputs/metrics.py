@@ -252,6 +252,19 @@ RING_PEAK = Metric(
     "How full the probe has found the fullest ring of each kind, at most, since it began: at 1, records had to go to "
     "the overflow table.",
 )
+CONFIG_RELOADED = Metric(
+    "llmio_config_last_reload_successful",
+    "gauge",
+    (),
+    "Whether the configuration was right when it was read last: at 0 a reload was refused, the log says why, and the "
+    "one before is in use.",
+)
+CONFIG_READ = Metric(
+    "llmio_config_last_reload_success_timestamp_seconds",
+    "gauge",
+    (),
+    "Unix time at which the configuration in use was read, at the start or by the last reload that was not refused.",
+)
 BUILD_INFO = Metric(
     "llmio_build_info",
     "gauge",
@@ -288,6 +301,8 @@ METRICS = (
     SERIES_FOLDED,
     KERNEL_MEMORY,
     RING_PEAK,
+    CONFIG_RELOADED,
+    CONFIG_READ,
     BUILD_INFO,
 )
 """In the order of the exposition."""

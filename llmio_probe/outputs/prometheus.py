@@ -70,6 +70,10 @@ class Snapshot:
     folded: int
     version: str
     loader: str
+    config_right: bool
+    """Was it right when it was read last?"""
+    config_read: float
+    """Unix time at which the one in use was read, seconds."""
 
 
 class ProbeCollector(Collector):
@@ -249,6 +253,8 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls + losses.processes)
     samples.add(metrics.OVERFLOWED_REQUESTS, (), losses.overflowed_requests)
     samples.add(metrics.SERIES_FOLDED, (), snapshot.folded)
+    samples.add(metrics.CONFIG_RELOADED, (), float(snapshot.config_right))
+    samples.add(metrics.CONFIG_READ, (), snapshot.config_read)
     samples.set(metrics.BUILD_INFO, (snapshot.version, snapshot.loader))
     for metric, by_name in (
         (metrics.MISSED_PROBES, losses.missed_probes),

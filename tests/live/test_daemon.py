@@ -30,6 +30,7 @@ NAMES = {
     "llmio_requests_unowned_total", "llmio_records_lost_total", "llmio_overflowed_requests_total",
     "llmio_missed_probes_total", "llmio_program_cost_seconds", "llmio_worker_info", "llmio_device_info",
     "llmio_series_folded_total", "llmio_kernel_memory_bytes", "llmio_ring_peak_ratio", "llmio_build_info",
+    "llmio_config_last_reload_successful", "llmio_config_last_reload_success_timestamp_seconds",
     "process_cpu_seconds_total", "process_resident_memory_bytes", "process_virtual_memory_bytes",
     "process_start_time_seconds", "process_open_fds", "process_max_fds",
 }  # fmt: skip

@@ -228,7 +228,12 @@ def test_a_wrong_configuration_changes_nothing(daemon: Start) -> None:
         f"ERROR the configuration stays as it was: {running.config}:4: "
         "workers must be a whole number from 1 to 1,000, not many\n"
     )
-    running.scrape()
+    right, read = "llmio_config_last_reload_successful", "llmio_config_last_reload_success_timestamp_seconds"
+    running.eventually(right, 0)
+    before = running.value(read)
+    running.reload("grace_seconds: 10\n")
+    running.eventually(right, 1)
+    assert before < running.value(read) < time.time()
 
 
 def test_what_only_a_restart_takes_over_is_named(daemon: Start) -> None:

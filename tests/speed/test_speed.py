@@ -171,6 +171,8 @@ def snapshot_of(series: Series, owners: dict[int, Owner]) -> Snapshot:
         folded=0,
         version="1",
         loader="core",
+        config_right=True,
+        config_read=1.8e9,
     )
 
 

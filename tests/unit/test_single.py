@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import subprocess
@@ -23,6 +25,15 @@ def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     ):
         only_daemon(tmp_path)
     only_daemon(tmp_path).close()
+
+
+def test_a_file_that_cannot_be_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ProbeError, match=rf"^{tmp_path}/daemon cannot be locked \(No locks available\), so that "):
+        only_daemon(tmp_path)
 
 
 def test_a_killed_one_is_not_in_the_way(tmp_path: Path) -> None:

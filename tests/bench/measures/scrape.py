@@ -85,6 +85,8 @@ def made() -> Snapshot:
         folded=0,
         version="0",
         loader="core",
+        config_right=True,
+        config_read=1.8e9,
     )
 
 

@@ -262,7 +262,7 @@ def state() -> ProbeState:
 @pytest.fixture
 def snapshot(owners: dict[int, HandOwner], devices: HandDevices, state: ProbeState) -> Snapshot:
     """A probe that has seen nothing yet; replace() what a test needs."""
-    return Snapshot([], [], [], [], [], [], [], state, owners, devices, 0, "0.1.0", "core")
+    return Snapshot([], [], [], [], [], [], [], state, owners, devices, 0, "0.1.0", "core", True, 1.8e9)
 
 
 @pytest.fixture

@@ -114,6 +114,8 @@ def test_counters_and_gauges_are_exposed_to_the_byte(scrape: Any, full_snapshot:
         'llmio_kernel_memory_bytes{map="requests"} 8.388608e+06',
         'llmio_ring_peak_ratio{ring="requests"} 0.25',
         'llmio_device_info{device="nvme0n1",layer="disk"} 1.0',
+        "llmio_config_last_reload_successful 1.0",
+        "llmio_config_last_reload_success_timestamp_seconds 1.8e+09",
         'llmio_build_info{loader="core",version="0.1.0"} 1.0',
     ):
         assert line in text.splitlines()

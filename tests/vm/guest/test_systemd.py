@@ -258,6 +258,23 @@ def test_a_restart_takes_over_a_renewed_key_that_is_roots_alone(
     assert shown(service, "NRestarts") == "0"
 
 
+def test_a_reload_of_a_wrong_configuration_fails_and_changes_nothing(service: str) -> None:
+    config = CONFIG / "llmio-probe.yaml"
+    before = config.read_text()
+    pid = shown(service, "MainPID")
+    config.write_text(f"{before}\nworkers: many\n")
+    try:
+        assert subprocess.run(["systemctl", "reload", service], timeout=HANG).returncode == 1
+        line = before.count("\n") + 2
+        why = f"{config}:{line}: workers must be a whole number from 1 to 1,000, not many"
+        wait_until(lambda: why in logged(service), "the log does not say why")
+        assert "llmio_config_last_reload_successful 1.0" in scrape()
+    finally:
+        config.write_text(before)
+    run("systemctl", "reload", service)
+    assert (shown(service, "MainPID"), shown(service, "NRestarts")) == (pid, "0")
+
+
 OURS = ("/usr/local/bin/llmio-probe", "daemon", "--config", str(CONFIG / "llmio-probe.yaml"))
 
 
