@@ -97,7 +97,8 @@ static __always_inline int enter_call(__u32 flags, __u64 iocbs, bool again)
 	}
 	if (again && state->start_ns)
 		return 0;
-	*state = (struct call_state){ .flags = flags, .iocbs = iocbs, .seen_epoch = state->seen_epoch };
+	*state = (struct call_state){ .flags = flags, .iocbs = iocbs, .seen_epoch = state->seen_epoch,
+				      .seen_start = state->seen_start };
 	state->start_ns = bpf_ktime_get_ns();
 	return 0;
 }
@@ -128,9 +129,10 @@ static __always_inline void add_call(struct call_state *state, __u8 engine, __u3
 	if (!control.running)
 		return;
 	/* Who only asks for what the page cache has makes no request that would introduce it. */
-	if (state->seen_epoch != control.seen_epoch) {
+	if (state->seen_epoch != control.seen_epoch || state->seen_start != (__u32)key.owner_start_ns) {
 		__u32 epoch = control.seen_epoch;
 
+		state->seen_start = (__u32)key.owner_start_ns;
 		state->seen_epoch = introduce(bpf_get_current_task()) ? epoch : 0;
 	}
 	totals = kept_totals(MAP(call_totals), &key);

@@ -80,7 +80,9 @@ struct call_state {
 	__u32 writes;
 	__u32 flags;
 	__u32 seen_epoch; /* in which the thread's process was introduced */
+	__u32 seen_start; /* of that process: a thread's number is used again; low bits, nanoseconds */
 	__u32 added;	  /* the request that the first of two programs has added (variant.h) */
+	__u32 reserved;
 };
 
 /* What a CPU found in `writers` last; good while control.writers_epoch is the same. */

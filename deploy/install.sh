@@ -48,7 +48,7 @@ END
     put deploy/llmio-probe.service "$units"
     sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$units/llmio-probe.service"
     [ -e "$DESTDIR$config/llmio-probe.yaml" ] || put deploy/llmio-probe.yaml "$config"
-    for file in deploy/web.yaml deploy/tls.conf; do
+    for file in deploy/web.yaml deploy/tls.conf deploy/bcc.conf; do
         put "$file" "$shared"
         sed -i "s|/etc/llmio-probe|$config|g" "$DESTDIR$shared/${file##*/}"
     done

@@ -201,9 +201,15 @@ class Probe:
             return
         if missing := sorted(events.keys() - ids.keys()):
             self.warnings.append(f"the app's view lacks what this kernel has no tracepoint for: {', '.join(missing)}")
-        for event, tracepoint in ids.items():
-            self._attached.callback(os.close, attach_tracepoint(tracepoint, events[event].fd))
-            self._hooks.append(events[event].hook)
+        with ExitStack() as attached:
+            try:
+                for event, tracepoint in ids.items():
+                    attached.callback(os.close, attach_tracepoint(tracepoint, events[event].fd))
+            except PermissionError as error:  # seccomp, or a kernel such as Debian's that wants CAP_SYS_ADMIN for it
+                self.warnings.append(f"the app's view is missing, this user gets no perf events ({error.strerror})")
+                return
+            self._attached.callback(attached.pop_all().close)
+        self._hooks += [events[event].hook for event in ids]
 
     # --- while it runs
 

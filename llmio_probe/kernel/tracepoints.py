@@ -1,7 +1,8 @@
 """Opens the syscall tracepoints as perf events, without needing tracefs to be mounted on the host.
 
 tp_btf programs need none of this. The ids of syscall tracepoints are only found in tracefs, which many hosts mount late
-or never; fsopen and fsmount (Linux 5.2) give a tracefs of our own that hangs in no directory and goes with its fd.
+or never; fsopen and fsmount (Linux 5.2) give a tracefs of our own that hangs in no directory and goes with its fd. Whom
+the kernel refuses that (it takes CAP_SYS_ADMIN) takes the mounted one, where he may read it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import os
 import platform
 import struct
 from collections.abc import Iterable
+from pathlib import Path
+
+MOUNTED = Path("/sys/kernel/tracing")
 
 # asm/unistd_64.h and asm-generic/unistd.h: the newer ones are the same everywhere
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -24,18 +28,12 @@ _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _PERF_ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5; the kernel takes any known size
 
 
-def tracepoint_ids(names: Iterable[str]) -> dict[str, int]:
+def tracepoint_ids(names: Iterable[str], mounted: Path = MOUNTED) -> dict[str, int]:
     """The ids of tracepoints named ``syscalls/sys_enter_io_submit``; those that the kernel lacks are left out.
 
     OSError when the kernel gives no tracefs.
     """
-    syscall = _syscall()
-    context = _checked(syscall(_FSOPEN, b"tracefs", _FSOPEN_CLOEXEC))
-    try:
-        _checked(syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
-        mount = _checked(syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
-    finally:
-        os.close(context)
+    mount = _tracefs(mounted)
     ids = {}
     try:
         for name in names:
@@ -67,6 +65,22 @@ def attach_tracepoint(tracepoint_id: int, program_fd: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _tracefs(mounted: Path) -> int:
+    """A descriptor of its root. OSError when there is none for us."""
+    syscall = _syscall()
+    try:
+        context = _checked(syscall(_FSOPEN, b"tracefs", _FSOPEN_CLOEXEC))
+        try:
+            _checked(syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
+            return _checked(syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
+        finally:
+            os.close(context)
+    except PermissionError:
+        if not (mounted / "events").is_dir():
+            raise
+        return os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _syscall() -> ctypes._NamedFuncPointer:

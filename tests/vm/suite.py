@@ -25,6 +25,7 @@ BOOTS: Mapping[str, Options] = {
     DEFAULT: Options(command=(), disks=("1G", "null")),
     "no-btf": Options(command=(), btf=False, headers=True),
     "systemd": Options(command=(), systemd=True),
+    "systemd-no-btf": Options(command=(), systemd=True, btf=False, headers=True),
     "multipath": Options(command=(), multipath=True),
 }
 """How guests are booted, by the name that `@pytest.mark.guest` gives, what takes longest first. no-btf: with what BCC
