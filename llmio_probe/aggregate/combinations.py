@@ -25,8 +25,8 @@ Words = NDArray[np.uint64]
 LEFT_OUT = ("made_ns", "issued_ns", "done_ns", "sector", "hw_queue")
 """Fields that do not make another combination."""
 
-MOST = 1 << 14
-"""Combinations that are kept, in some 6 MB. With more the table begins anew: hardly any load repeats so many."""
+MOST = 1 << 13
+"""Combinations that are kept, in some 3 MB. With more the table begins anew: hardly any load repeats so many."""
 
 _PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache."""

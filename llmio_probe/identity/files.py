@@ -28,6 +28,9 @@ NO_FILE = 0
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages (as in owners.py)."""
 
+_VIEWS = 1024
+"""Of processes, that a daemon keeps: 200 bytes each. Who is still there can be asked again."""
+
 _MINOR_BITS = 20
 
 Key = tuple[int, int, int]
@@ -204,7 +207,7 @@ class Files:
                 self._again[tgid] = start_ns
         elif tgid in self._views and self._views[tgid][0] != start_ns:
             del self._views[tgid]  # it was another process's
-        if self._limit is not None and len(self._views) > self._limit:
+        if self._limit is not None and len(self._views) > min(self._limit, _VIEWS):
             del self._views[next(iter(self._views))]
 
     def _forget(self, limit: int) -> None:

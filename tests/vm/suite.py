@@ -90,9 +90,10 @@ def _guests_of(store: Store, name: str, chosen: Chosen) -> tuple[Sequence[Guest]
     """A kernel's guests, with all that they need fetched and built; or why there are none."""
     wanted = kernel(name)
     tests_of = {
-        way: [test for test in tests if not any(word in test for word in wanted.lacks)]
+        way: left
         for way, tests in chosen.items()
         if way not in wanted.architecture.left_out
+        and (left := [test for test in tests if not any(word in test for word in wanted.lacks)])
     }
     try:
         build = store.build(wanted)
