@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import replace
 
-from llmio_probe import __version__, rights
+from llmio_probe import __version__, allocator, rights
 from llmio_probe.aggregate.series import Series
 from llmio_probe.config import DaemonConfig, load, needs_restart
 from llmio_probe.errors import ProbeError
@@ -69,6 +69,7 @@ def check(config_path: str) -> int:
 def run(config_path: str) -> int:
     """Serve until SIGTERM or SIGINT. ProbeError when it cannot start, which a journal gets as what it is, an error."""
     in_journal = log_to(sys.stderr, os.environ)
+    allocator.share_arena()
     try:
         _serve(config_path)
     except ProbeError as error:
@@ -216,6 +217,8 @@ class Exporter:
                 self._probe.give_back(self._identity.has_ended)
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
+                if ended:
+                    allocator.give_back()
                 shortages = self._probe.shortages()
                 if len(shortages) > told:  # once each; how many shows in llmio_requests_unowned_total
                     log.warning("%s", "; ".join(shortages))

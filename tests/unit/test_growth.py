@@ -130,7 +130,7 @@ def test_nothing_grows_while_workers_and_files_come_and_go(tmp_path: Path) -> No
     largest: list[dict[str, int]] = [{}, {}]
     for number in range(passes):
         daemon.run()
-        if number % 20 == 0 and number >= passes // 4:
+        if number % 7 == 0 and number >= passes // 4:
             half = largest[number >= passes * 5 // 8]
             for name, size in total_sizes(daemon).items():
                 half[name] = max(half.get(name, 0), size)
