@@ -24,6 +24,7 @@ TYPES = Path("/sys/kernel/btf")
 LIBAIO, IO_URING, POSIX = 1009, 503, 211
 """Requests of each engine."""
 BLOCK = 4096
+ROUNDS = 4
 CACHED, WRITTEN = 307 * BLOCK, 401 * BLOCK
 KINDS = {
     ("libaio", "read", "libaio", "direct"): LIBAIO * BLOCK,
@@ -104,6 +105,15 @@ def by_core(by_bcc: Seen, volume: Volume, raw: Disk, tmp_path_factory: pytest.Te
 
 
 def session(volume: Volume, raw: Disk, folder: Path, *options: str) -> Seen:
+    """One in which the kernel skipped no program, as it does now and then (docs/kernel.md), mostly since 7.0."""
+    for _ in range(ROUNDS):
+        seen = one_session(volume, raw, folder, *options)
+        if not seen.report["losses"]["missed_probes"]:  # unknown before 5.12
+            break
+    return seen
+
+
+def one_session(volume: Volume, raw: Disk, folder: Path, *options: str) -> Seen:
     """Each workload by a process of its own, one after the other."""
     with suppress(FileNotFoundError):
         (volume.folder / "written").unlink()
