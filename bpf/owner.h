@@ -63,7 +63,7 @@ GLOBAL int introduce(__u64 address)
 		struct ring_losses *lost = losses();
 
 		if (lost)
-			lost->processes++;
+			__sync_fetch_and_add(&lost->processes, 1);
 		return 0;
 	}
 	parent = READ(leader, real_parent);

@@ -14,7 +14,7 @@ static __always_inline struct process_key followed_key(struct task_struct *leade
 }
 
 /* A child of a followed process is followed, before it can do anything. */
-PROGRAM(sched_process_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline int follow(struct task_struct *parent, struct task_struct *child, bool again)
 {
 	struct process_key key = followed_key(READ(parent, group_leader));
 	__u32 one = 1;
@@ -24,13 +24,18 @@ PROGRAM(sched_process_fork, struct task_struct *parent, struct task_struct *chil
 	if (!bpf_map_lookup_elem(MAP(followed), &key))
 		return 0;
 	key = followed_key(child);
-	if (bpf_map_update_elem(MAP(followed), &key, &one, BPF_ANY))
+	if (bpf_map_update_elem(MAP(followed), &key, &one, BPF_ANY) && !again)
 		__sync_fetch_and_add(&control.followed_full, 1);
 	return 0;
 }
 
+PROGRAM(sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	return follow(parent, child, false);
+}
+
 /* When `followed` is empty, the session is over. */
-PROGRAM(sched_process_exit, struct task_struct *task)
+static __always_inline int unfollow(struct task_struct *task)
 {
 	struct process_key key = followed_key(READ(task, group_leader));
 
@@ -39,8 +44,13 @@ PROGRAM(sched_process_exit, struct task_struct *task)
 	return 0;
 }
 
+PROGRAM(sched_process_exit, struct task_struct *task)
+{
+	return unfollow(task);
+}
+
 /* Same process, another program: introduce it again at its next request. */
-PROGRAM(sched_process_exec, struct task_struct *task)
+static __always_inline int forget(struct task_struct *task)
 {
 	struct process_key key = {
 		.start = READ(task, group_leader, start_boottime),
@@ -51,5 +61,27 @@ PROGRAM(sched_process_exec, struct task_struct *task)
 		__sync_fetch_and_add(&control.seen_epoch, 1);
 	return 0;
 }
+
+PROGRAM(sched_process_exec, struct task_struct *task)
+{
+	return forget(task);
+}
+
+#if defined(LLMIO_PLAIN)
+PROGRAM_AGAIN(sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	return follow(parent, child, true);
+}
+
+PROGRAM_AGAIN(sched_process_exit, struct task_struct *task)
+{
+	return unfollow(task);
+}
+
+PROGRAM_AGAIN(sched_process_exec, struct task_struct *task)
+{
+	return forget(task);
+}
+#endif
 
 #endif

@@ -200,7 +200,7 @@ static SIDE_PATH int complete_alone(struct request *rq, int error, __u32 bytes)
 }
 
 /* Fires before the request is advanced: __data_len and __sector are still those of what remains. */
-PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
+static __always_inline int complete(struct request *rq, int error, __u32 bytes, bool again)
 {
 	struct request_entry *entry;
 	__u64 key = number_of(rq), bio = WORD(request, rq, bio);
@@ -209,6 +209,9 @@ PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
 	if (!control.running)
 		return 0;
 	entry = find_entry(key);
+	/* What completes in parts, or never began, tells nothing of whether it has been counted. */
+	if (again && (!entry || entry->in_flight == IDLE || bytes < READ(rq, __data_len)))
+		return 0;
 	if ((!entry || entry->in_flight == IDLE) && !start_unissued(&entry, rq)) {
 		/* Empty: the second completion of a write with a preflush or FUA. */
 		if (bytes)
@@ -232,5 +235,18 @@ PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
 		bpf_map_delete_elem(MAP(displaced_requests), &key); /* its place in the array, it keeps */
 	return 0;
 }
+
+PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
+{
+	return complete(rq, error, bytes, false);
+}
+
+#if defined(LLMIO_PLAIN)
+/* In a task, too: who polls completes there. */
+PROGRAM_AGAIN(block_rq_complete, struct request *rq, int error, unsigned int bytes)
+{
+	return complete(rq, error, bytes, true);
+}
+#endif
 
 #endif

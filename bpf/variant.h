@@ -55,8 +55,8 @@
  * Since 7.0 tracepoints are guarded by SRCU (of which this type is a sign, to variants.py too), and a program on them can
  * be preempted. Until its task goes on, the kernel skips that program for all others on the CPU, as if it recursed. So
  * there are two of each in a submitter's way then, and the second, AGAIN, does what the first was skipped for
- * (docs/kernel.md says how often that is). And none lets go of the CPU before its end: what is counted by CPU is not atomic.
- * The kfuncs came with 6.10, global functions may be called between them since 6.15.
+ * (docs/kernel.md says how often that is). And none on a tracepoint lets go of the CPU before its end: what is counted by CPU
+ * is not atomic. The kfuncs came with 6.10, global functions may be called between them since 6.15.
  */
 typedef struct {
 } class_srcu_fast_notrace_t;

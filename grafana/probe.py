@@ -9,8 +9,8 @@ from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, REQUESTS, SECONDS, f
 from grafana.queries import DATA, HOST, or_zero, rate, share, total
 
 ATTRIBUTED = "llmio_attributed_bytes_total"
-ON_A_REQUEST = 'program=~"block_io_start|block_getrq|block_rq_issue|block_rq_complete"'
-"""Programs that run once for each request, nearly; the others run rarely, or on calls."""
+ON_A_REQUEST = 'program=~"(block_io_start|block_getrq|block_rq_issue|block_rq_complete)(_again)?"'
+"""Programs that run once for each request, nearly (since 7.0 two for each); the others run rarely, or on calls."""
 
 OURS = 'worker="llmio-probe"'
 OF_PROBES = "and on (instance, job) llmio_build_info"

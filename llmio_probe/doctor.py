@@ -55,6 +55,7 @@ _DIRECT_SYMBOLS = (
 )
 """Of each group every kernel has one at least; by them direct I/O is told. Others come and go with the version."""
 
+_NO_CALLS = "run sessions with --no-calls: they will not say how long programs submit and wait"
 _NOT_TRIED = "not tried: it needs the rights above"
 
 State = Literal["ok", "warn", "fail"]
@@ -291,13 +292,12 @@ def _calls(host: Host) -> Finding:
             return Finding("ok", "by the system calls' own functions (fentry): no other call pays for it")
     sections = host.contents.sections.values()
     wanted = {section.removeprefix("tracepoint/") for section in sections if section.startswith("tracepoint/")}
-    helps = "run sessions with --no-calls: they will not say how long programs submit and wait"
     try:
         found = host.tracepoint_ids(wanted)
     except OSError as error:
         # BCC finds no tracepoint at all without it.
         state: State = "fail" if host.loader == "bcc" else "warn"
-        return Finding(state, f"no tracefs: {error.strerror}", f"give CAP_SYS_ADMIN, or {helps}")
+        return Finding(state, f"no tracefs: {error.strerror}", f"give CAP_SYS_ADMIN, or {_NO_CALLS}")
     if len(found) < len(wanted):
         count = f"{len(found)} of {len(wanted)} syscall tracepoints"
         return Finding("warn", count, "the kernel lacks CONFIG_FTRACE_SYSCALLS or the system calls")
@@ -332,6 +332,8 @@ def _trial(host: Host) -> Finding:
     done += f"; first record {seconds_text(trial.first_record)} after the start"
     if trial.path is not IoPath.DIRECT:
         return Finding("warn", f"{done}, but the O_DIRECT read came with another path", "see symbols above")
+    if missing := [warning for warning in trial.warnings if warning.startswith("the app's view is missing")]:
+        return Finding("warn", f"{done}; {missing[0]}", _NO_CALLS)
     return Finding("ok", done)
 
 

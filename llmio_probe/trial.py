@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmio_probe.kernel.loading import ProbeOptions
@@ -31,6 +31,8 @@ class Trial:
     memory: Mapping[str, int]
     first_record: float | None
     path: IoPath | None
+    warnings: Sequence[str] = ()
+    """What a session would be told."""
 
 
 def try_out(directory: str, options: ProbeOptions) -> Trial:
@@ -45,7 +47,8 @@ def try_out(directory: str, options: ProbeOptions) -> Trial:
             seconds = time.monotonic() - start
             probe.stop()
             programs, memory = probe.programs, probe.state().kernel_memory_bytes
-    return Trial(programs, memory, None if came is None else seconds, came)
+            warnings = tuple(probe.warnings)
+    return Trial(programs, memory, None if came is None else seconds, came, warnings)
 
 
 def _write(path: str) -> None:

@@ -28,9 +28,6 @@ NO_FILE = 0
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages (as in owners.py)."""
 
-_VIEWS = 1024
-"""Of processes, that a daemon keeps: 200 bytes each. Who is still there can be asked again."""
-
 _MINOR_BITS = 20
 
 Key = tuple[int, int, int]
@@ -87,11 +84,13 @@ class Files:
     def observe(self, sights: Sequence[FileSight], processes: Records | None = None) -> None:
         """What the kernel said of files, and PROCESS records: of whom it can be told later how they see files.
 
-        That has to be found out now: at the end of a session its processes are gone, and their namespaces with them.
+        That has to be found out now: at the end of a session its processes are gone, and their namespaces with them. A
+        daemon, which shows no file, is not told and keeps nothing of it.
         """
-        again, self._again = self._again, {}
-        for tgid, start_ns in {**again, **_starts(sights, processes)}.items():
-            self._meet(tgid, start_ns)
+        if self._limit is None:
+            again, self._again = self._again, {}
+            for tgid, start_ns in {**again, **_starts(sights, processes)}.items():
+                self._meet(tgid, start_ns)
         if sights:
             self._see(sights)
         if self._unplaced and self._mounts.version != self._placed_at:
@@ -207,8 +206,6 @@ class Files:
                 self._again[tgid] = start_ns
         elif tgid in self._views and self._views[tgid][0] != start_ns:
             del self._views[tgid]  # it was another process's
-        if self._limit is not None and len(self._views) > min(self._limit, _VIEWS):
-            del self._views[next(iter(self._views))]
 
     def _forget(self, limit: int) -> None:
         """Down to three quarters, so that not every batch has to."""

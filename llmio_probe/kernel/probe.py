@@ -398,7 +398,7 @@ class Probe:
 
 
 def _attach_order(program: str) -> tuple[bool, int]:
-    """A second program comes after its first, which it looks at."""
+    """On a tracepoint a second program comes after its first, which it looks at."""
     return program.endswith(AGAIN), _ATTACH_ORDER.index(program) if program in _ATTACH_ORDER else -1
 
 

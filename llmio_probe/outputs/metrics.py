@@ -196,8 +196,8 @@ RECORDS_LOST = Metric(
     "counter",
     (),
     "What found no room: request records in neither a ring nor the overflow table, which leave only totals by device, "
-    "and calls in the table of calls. Above 0 the probe could not keep up, or more processes make calls than the table "
-    "has.",
+    "and calls in the table of calls. Above 0 the probe could not keep up, or more processes make calls than have room "
+    "there.",
 )
 OVERFLOWED_REQUESTS = Metric(
     "llmio_overflowed_requests_total",
@@ -209,8 +209,8 @@ MISSED_PROBES = Metric(
     "llmio_missed_probes_total",
     "counter",
     ("program",),
-    "Runs of a BPF program that the kernel skipped because one was running already (recursion): events not seen. "
-    "Not known before Linux 5.12.",
+    "Runs of a BPF program that the kernel skipped because one was running already: events not seen, since Linux 7.0 as "
+    "many at most. Not known before 5.12.",
 )
 PROGRAM_COST = Metric(
     "llmio_program_cost_seconds",

@@ -11,7 +11,7 @@ import pytest
 from llmio_probe import allocator
 
 CHURN = """
-import re, threading
+import ctypes, re, threading
 from pathlib import Path
 from llmio_probe import allocator
 
@@ -31,14 +31,19 @@ for thread in threads:
 for thread in threads:
     thread.join()
 allocator.give_back()
-print(memory() - before)
+print(memory() - before, flush=True)
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
-def test_what_is_free_goes_back_to_the_kernel() -> None:
+def test_threads_share_an_arena_and_what_is_free_goes_back_to_the_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 4096  # of 60,000 KiB a thread
+    kept, _, arenas = done.stdout.partition("\n")
+    assert int(kept) < 4096  # of 60,000 KiB a thread
+    assert arenas.count("<heap nr=") == 1
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

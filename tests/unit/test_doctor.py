@@ -334,6 +334,9 @@ def test_the_trial(host: Make) -> None:
     )
     assert finding("trial", host(outcome=ProbeError("no"))).state == "fail"
     assert "no record came" in finding("trial", host(outcome=Trial(16, {}, None, None))).found
+    less = ("another table is full", "the app's view is missing, this user gets no perf events (Permission denied)")
+    found = finding("trial", host(outcome=replace(RECORDED, warnings=less)))
+    assert (found.state, less[0] in found.found, less[1] in found.found) == ("warn", False, True)
     assert "another path" in finding("trial", host(outcome=Trial(16, {}, 0.1, IoPath.PAGE_CACHE))).found
 
 

@@ -16,12 +16,16 @@ from typing import IO
 from llmio_probe.daemon import COST_SECONDS
 from llmio_probe.kernel.loading import ProbeOptions
 from llmio_probe.kernel.probe import Probe, request_entries
+from llmio_probe.kernel.variants import AGAIN
 from tests.bench.load import Load
 from tests.live.harness import PROBE, Disk
 
 NAME = "llmio-probe"
-HOT_PROGRAMS = ("block_io_start", "block_getrq", "block_rq_issue", "block_rq_complete")
-"""On a request's path; of the first two a kernel has one."""
+HOT_PROGRAMS = (
+    "block_io_start", "block_getrq", "block_rq_issue", "block_rq_complete",
+    *(f"block_{name}{AGAIN}" for name in ("io_start", "rq_issue", "rq_complete")),
+)  # fmt: skip
+"""On a request's path; of the first two a kernel has one, the last three it has since 7.0."""
 
 
 @dataclass(frozen=True)

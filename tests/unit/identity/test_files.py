@@ -303,14 +303,12 @@ def test_a_file_without_a_whole_name_has_none_for_the_worker_either(proc: Proc, 
     assert files.worker_path(4711, 7) is None
 
 
-def test_a_daemon_remembers_as_many_processes_as_files(proc: Proc, make_files: MakeFiles) -> None:
+def test_a_daemon_asks_no_process_how_it_sees_files(proc: Proc, make_files: MakeFiles) -> None:
     files = make_files(limit=2)
-    for pid in (7, 8, 9):
-        proc.process(pid, THEIRS, *CONTAINER)
-        files.observe([replace(SIGHT, tgid=pid)])
-    for pid in (7, 8, 9):
-        proc.end(pid)
-    assert [files.worker_path(1, pid) for pid in (7, 8, 9)] == [None, "/data/w", "/data/w"]
+    proc.process(7, THEIRS, *CONTAINER)
+    files.observe([replace(SIGHT, tgid=7)])
+    proc.end(7)
+    assert files.worker_path(1, 7) is None
 
 
 # What became of them: real files below a made-up mount

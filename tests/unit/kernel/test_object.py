@@ -33,7 +33,8 @@ def test_adding_is_the_only_atomic_that_5_10_has(code: str) -> None:
 
 def test_the_longest_chain_of_calls_has_stack_enough(code: str) -> None:
     deepest = frames(code)
-    programs = [size for name, size in deepest.items() if name.startswith("block_rq_complete")]
+    # The second one, for 7.0, completes nothing alone.
+    programs = [size for name, size in deepest.items() if re.fullmatch(r"block_rq_complete(?!__again)\w*", name)]
     assert programs
     chain = [max(programs), *(deepest[name] for name in CHAIN)]
     assert sum(-(-max(size, 1) // FRAME) * FRAME for size in chain) <= STACK

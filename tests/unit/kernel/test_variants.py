@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
 
 from llmio_probe.errors import ProbeError
+from llmio_probe.kernel.libbpf import Libbpf
+from llmio_probe.kernel.loading import ProbeObject, object_path
 from llmio_probe.kernel.variants import AGAIN, Variant, choose, missed_by_all
 
 Tracepoints = dict[str, list[str]]
@@ -189,6 +192,18 @@ def test_where_programs_can_be_preempted_a_second_one_does_what_the_first_was_sk
     assert {name: fentry[f"{name}_again"] for name in CALLS} == {name: f"{name}__again_fentry" for name in CALLS}
     without_plain_loads = LINUX_7.lacks("bpf_rdonly_cast").has(block_getrq=["bio"])
     assert not [name for name in choose(without_plain_loads, sections).programs if name.endswith(AGAIN)]
+
+
+def test_the_object_has_a_second_program_on_each_hook_where_one_can_be_preempted() -> None:
+    with closing(ProbeObject(Libbpf(), object_path())) as opened:
+        sections = {
+            name: section
+            for name, section in opened.sections.items()
+            if section.startswith(("tp_btf/", "fentry/", "fexit/")) and "__probe" not in name
+        }
+    seconds = {name for name in sections if "__again" in name}
+    firsts = {name.replace("__again_", "__").replace("__again", ""): sections[name] for name in seconds}
+    assert firsts == {name: section for name, section in sections.items() if name not in seconds}
 
 
 def test_a_run_that_one_of_two_programs_was_skipped_for_is_not_missed() -> None:

@@ -24,10 +24,11 @@ def number_of(device: str) -> int:
     return int(major) << 20 | int(minor)
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
+def wait_until(true: Callable[[], bool], what: str | Callable[[], object]) -> None:
+    """what: to say of it when it does not come true, or what to ask then."""
     deadline = time.monotonic() + 30
     while not true():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.01)
 
 

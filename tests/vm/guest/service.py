@@ -30,7 +30,7 @@ def installed_service(folder: Path, drop_ins: Sequence[str] = ()) -> Iterator[st
     script = [PAYLOAD / "deploy" / "install.sh"]
     environ = {**os.environ, **settings, "PIP": str(pip)}
     run(*script, "install", env=environ)
-    DROP_INS.mkdir(parents=True)
+    DROP_INS.mkdir(parents=True, exist_ok=True)
     for name in drop_ins:
         (DROP_INS / name).write_text(Path(f"/usr/local/share/llmio-probe/{name}").read_text())
     # What is emulated takes its time, and tests start it often.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.harness import Actor, Disk, Document, Live, Watched, run, transferred
-from tests.live.system import filesystem, fill, partition
+from tests.live.system import drop, filesystem, fill, partition
 from tests.vm.guest.devices import SECTOR, mapped, null_disk, striped
 
 pytestmark = pytest.mark.guest
@@ -123,6 +123,7 @@ def test_below_a_layer_are_the_users_workers_and_files(
         def scenario() -> None:
             direct.do("direct", paths[0], "read", 0, DIRECT)
             direct.do("direct", paths[0], "write", DIRECT, BLOCK, DIRECT // BLOCK)
+            drop(paths[1])
             cached.do("read", paths[1], 0, CACHED)
             writer.do("write", paths[2], 0, WRITTEN)
             place.settle()

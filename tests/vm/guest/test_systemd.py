@@ -93,7 +93,7 @@ def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
     once = {read: READS * BLOCK, written: WRITES * BLOCK}
     play(ext4_volume)
     run("systemctl", "reload", service)
-    wait_until(lambda: {key: size for key, (_, size) in served(device).items()} == once, "the first round is missing")
+    wait_until(lambda: {key: size for key, (_, size) in served(device).items()} == once, scrape)
     before = served(device)
     session = live("--all", "--device", device)
     play(ext4_volume)
