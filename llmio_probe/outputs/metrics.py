@@ -209,8 +209,8 @@ MISSED_PROBES = Metric(
     "llmio_missed_probes_total",
     "counter",
     ("program",),
-    "Runs of a BPF program that the kernel skipped because one was running already: events not seen, since Linux 7.0 as "
-    "many at most. Not known before 5.12.",
+    "Runs of a BPF program that the kernel skipped because one was running already: events not seen, since Linux 7.0 "
+    "as many at most. Not known before 5.12.",
 )
 PROGRAM_COST = Metric(
     "llmio_program_cost_seconds",
