@@ -32,6 +32,8 @@ Streams = dict[tuple[str, ...], tuple[float, float]]
 """Requests and bytes of the worker, by itself, op, engine, path and role."""
 WORKER = "deepspeed-rank3"
 LABELS = ("worker", "op", "engine", "path", "role")
+READ = (WORKER, "read", "libaio", "direct", "weights")
+WRITTEN = (WORKER, "write", "posix", "writeback", "checkpoint")
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +72,10 @@ def seen(session: Live, device: str) -> Streams:
 
 
 def play(volume: Volume) -> None:
-    """A worker of DeepSpeed's reads weights directly and writes a checkpoint through the page cache."""
+    """A worker of DeepSpeed's reads weights directly and writes a checkpoint through the page cache.
+
+    It stays until the daemon has seen who it is: an emulated one may take longer than the I/O.
+    """
     folder = volume.folder / "private"
     folder.mkdir(mode=0o700, exist_ok=True)
     weights = folder / "model-00001-of-00002.safetensors"
@@ -78,19 +83,23 @@ def play(volume: Volume) -> None:
         weights.write_bytes(os.urandom(2 * BLOCK * READS))
         weights.chmod(0o600)
         volume.settle()
+    before = reads_served(volume)
     with Actor(*DEEPSPEED) as actor:
         actor.do("submit", weights, "read", BLOCK, READS, 0, 2 * BLOCK)
         actor.do("write", folder / "mp_rank_00_model_states.pt", 0, WRITES * BLOCK)
         volume.settle()
+        wait_until(lambda: reads_served(volume) > before, scrape)
+
+
+def reads_served(volume: Volume) -> float:
+    return served(volume.disk.device).get(READ, (0.0, 0.0))[0]
 
 
 def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
     service: str, ext4_volume: Volume, live: Callable[..., Live]
 ) -> None:
     device = ext4_volume.disk.device
-    read = (WORKER, "read", "libaio", "direct", "weights")
-    written = (WORKER, "write", "posix", "writeback", "checkpoint")
-    once = {read: READS * BLOCK, written: WRITES * BLOCK}
+    once = {READ: READS * BLOCK, WRITTEN: WRITES * BLOCK}
     play(ext4_volume)
     run("systemctl", "reload", service)
     wait_until(lambda: {key: size for key, (_, size) in served(device).items()} == once, scrape)
@@ -98,22 +107,22 @@ def test_its_numbers_are_those_of_a_session_outside_of_the_sandbox(
     session = live("--all", "--device", device)
     play(ext4_volume)
     expected = seen(session, device)
-    assert expected[read] == (READS, READS * BLOCK)
-    assert expected[written][1] == WRITES * BLOCK
+    assert expected[READ] == (READS, READS * BLOCK)
+    assert expected[WRITTEN][1] == WRITES * BLOCK
 
     def increase() -> Streams:
         after = served(device)
         grown = {key: tuple(b - a for a, b in zip(before.get(key, (0, 0)), after[key], strict=True)) for key in after}
         return {key: (requests, size) for key, (requests, size) in grown.items() if requests or size}
 
-    wait_until(lambda: increase()[read] == expected[read], "the daemon has not counted the reads")
-    wait_until(lambda: increase()[written] == expected[written], "the daemon has not counted the writes")
+    wait_until(lambda: increase()[READ] == expected[READ], "the daemon has not counted the reads")
+    wait_until(lambda: increase()[WRITTEN] == expected[WRITTEN], "the daemon has not counted the writes")
     assert increase() == expected
 
     run("systemctl", "restart", service)
-    assert read not in served(device)
+    assert READ not in served(device)
     play(ext4_volume)
-    wait_until(lambda: served(device).get(read) == expected[read], "a restarted daemon does not count")
+    wait_until(lambda: served(device).get(READ) == expected[READ], "a restarted daemon does not count")
 
 
 def test_it_holds_no_file_open_but_its_lock(service: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.live.harness import run
 from tests.live.system import Volume
 from tests.vm.guest.service import installed_service, logged, scrape, shown
-from tests.vm.guest.test_systemd import BLOCK, READS, WORKER, WRITES, play, served
+from tests.vm.guest.test_systemd import BLOCK, READ, READS, WRITES, WRITTEN, play, served
 
 pytestmark = pytest.mark.guest("systemd-no-btf")
 
@@ -43,10 +43,7 @@ def test_a_service_by_way_of_bcc_counts_and_then_holds_no_more_rights_than_any(
 ) -> None:
     assert 'loader="bcc"' in scrape()
     assert "the app's view is missing, this user gets no perf events" in logged(service)  # as Debian's kernels have it
-    once = {
-        (WORKER, "read", "libaio", "direct", "weights"): READS * BLOCK,
-        (WORKER, "write", "posix", "writeback", "checkpoint"): WRITES * BLOCK,
-    }
+    once = {READ: READS * BLOCK, WRITTEN: WRITES * BLOCK}
     play(ext4_volume)
     for _ in range(ROUNDS):
         if counted(ext4_volume.disk.device) == once:
