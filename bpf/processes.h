@@ -50,7 +50,7 @@ PROGRAM(sched_process_exit, struct task_struct *task)
 }
 
 /* Same process, another program: introduce it again at its next request. */
-static __always_inline int forget(struct task_struct *task)
+static __always_inline int become_another(struct task_struct *task)
 {
 	struct process_key key = {
 		.start = READ(task, group_leader, start_boottime),
@@ -64,7 +64,7 @@ static __always_inline int forget(struct task_struct *task)
 
 PROGRAM(sched_process_exec, struct task_struct *task)
 {
-	return forget(task);
+	return become_another(task);
 }
 
 #if defined(LLMIO_PLAIN)
@@ -80,7 +80,7 @@ PROGRAM_AGAIN(sched_process_exit, struct task_struct *task)
 
 PROGRAM_AGAIN(sched_process_exec, struct task_struct *task)
 {
-	return forget(task);
+	return become_another(task);
 }
 #endif
 

@@ -200,7 +200,7 @@ static SIDE_PATH int complete_alone(struct request *rq, int error, __u32 bytes)
 }
 
 /* Fires before the request is advanced: __data_len and __sector are still those of what remains. */
-static __always_inline int complete(struct request *rq, int error, __u32 bytes, bool again)
+static __always_inline int complete_request(struct request *rq, int error, __u32 bytes, bool again)
 {
 	struct request_entry *entry;
 	__u64 key = number_of(rq), bio = WORD(request, rq, bio);
@@ -238,14 +238,14 @@ static __always_inline int complete(struct request *rq, int error, __u32 bytes, 
 
 PROGRAM(block_rq_complete, struct request *rq, int error, unsigned int bytes)
 {
-	return complete(rq, error, bytes, false);
+	return complete_request(rq, error, bytes, false);
 }
 
 #if defined(LLMIO_PLAIN)
 /* In a task, too: who polls completes there. */
 PROGRAM_AGAIN(block_rq_complete, struct request *rq, int error, unsigned int bytes)
 {
-	return complete(rq, error, bytes, true);
+	return complete_request(rq, error, bytes, true);
 }
 #endif
 
