@@ -29,6 +29,8 @@ OURSELVES = "llmio-probe"
 """The worker that the daemon itself is."""
 
 _LONGEST_WAIT = 60.0
+_LONGEST_WAIT_IN_SESSION = 2.0
+"""Seconds between two looks at a Python process that may still show what it is. A session may be over before long."""
 
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults cost more than the work itself."""
@@ -292,7 +294,7 @@ class Identity:
         for known in [table.known[row] for row in np.flatnonzero(np.bincount(rows))]:
             if known is None or known.next_look is None or now < known.next_look:
                 continue
-            known.wait = min(2 * known.wait, _LONGEST_WAIT)
+            known.wait = min(2 * known.wait, _LONGEST_WAIT_IN_SESSION if self._per_process else _LONGEST_WAIT)
             known.next_look = now + known.wait
             facts = self._facts(ProcessId(known.tgid, ns_to_ticks(known.start_ns, self._tick_ns)))
             if facts is not None and _tells(facts):

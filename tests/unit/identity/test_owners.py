@@ -312,7 +312,15 @@ def test_in_the_daemon_an_exec_back_finds_the_first_owner_again(daemon: Identity
     assert owners[0] is owners[2]
 
 
-def test_a_python_process_is_looked_at_again_on_a_schedule(session: Identity, host: Host) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first", "then"),
+    [("session", [0, 1, 3, 5, 7], 2), ("daemon", [0, 1, 3, 7, 15, 31, 63, 123, 183], 60)],
+)
+def test_a_python_process_is_looked_at_again_on_a_schedule(
+    request: pytest.FixtureRequest, host: Host, kind: str, first: list[int], then: int
+) -> None:
+    """Oftener in a session, which may be over soon."""
+    session: Identity = request.getfixturevalue(kind)
     host.run(5, "python", "ds_zero3.py")
     looked_at = []
     for second in range(200):
@@ -321,7 +329,7 @@ def test_a_python_process_is_looked_at_again_on_a_schedule(session: Identity, ho
         session.resolve(requests(5))
         if host.looks:
             looked_at.append(second)
-    assert looked_at == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    assert looked_at == [*first, *range(first[-1] + then, 200, then)]
 
 
 def test_a_framework_that_shows_late_moves_the_process_in_that_very_batch(session: Identity, host: Host) -> None:

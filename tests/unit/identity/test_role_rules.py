@@ -106,7 +106,9 @@ def role_of(path: str, framework: str | None) -> tuple[str, str]:
         (f"/home/u/.cache/huggingface/hub/models--a--b/blobs/{HEX}.0a1b2c3d.incomplete", None, "weights hub-cache"),
         (f"/home/u/.cache/huggingface/hub/blobs/01/{HEX}", None, "weights hub-cache"),
         # What is none of all that
-        ("/usr/lib/python3/dist-packages/distutils-precedence.pth", None, "other "),
+        ("/usr/lib/python3/dist-packages/distutils-precedence.pth", None, "other python-path"),
+        ("/opt/venv/lib/python3.11/site-packages/distutils-precedence.pth", "vllm", "other python-path"),
+        ("/models/consolidated.00.pth", "vllm", "weights served-torch"),
         ("/var/lib/postgresql/base/1/2619", None, "other "),
         ("/nvme/t_12", None, "other "),
         ("/m/config.json", "vllm", "other "),
