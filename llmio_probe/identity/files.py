@@ -34,7 +34,7 @@ Key = tuple[int, int, int]
 """Device, inode, generation."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class File:
     """What is not known is None. Strings are file names: undecodable bytes are surrogates (PEP 383)."""
 
