@@ -366,86 +366,22 @@ SYSCALL_PROGRAM(exit_io_uring_enter, syscall_exit)
 
 #if !defined(LLMIO_BCC)
 /* The same by fentry, where the kernel can attach to a function: it costs nobody else's calls anything. */
-ENTRY_PROGRAM(io_submit)
-{
-	return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs), false);
-}
+#define CALL_PROGRAMS(ENTRY, EXIT, again)                                                              \
+	ENTRY(io_submit) { return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs), again); }          \
+	EXIT(io_submit) { return leave_submit(result); }                                               \
+	ENTRY(io_getevents) { return enter_call(CALL_WAIT, 0, again); }                                \
+	EXIT(io_getevents) { return leave_getevents(result); }                                         \
+	ENTRY(io_pgetevents) { return enter_call(CALL_WAIT, 0, again); }                               \
+	EXIT(io_pgetevents) { return leave_getevents(result); }                                        \
+	ENTRY(io_uring_enter)                                                                          \
+	{                                                                                              \
+		return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs), again);         \
+	}                                                                                              \
+	EXIT(io_uring_enter) { return leave_uring(); }
 
-EXIT_PROGRAM(io_submit)
-{
-	return leave_submit(result);
-}
-
-ENTRY_PROGRAM(io_getevents)
-{
-	return enter_call(CALL_WAIT, 0, false);
-}
-
-EXIT_PROGRAM(io_getevents)
-{
-	return leave_getevents(result);
-}
-
-ENTRY_PROGRAM(io_pgetevents)
-{
-	return enter_call(CALL_WAIT, 0, false);
-}
-
-EXIT_PROGRAM(io_pgetevents)
-{
-	return leave_getevents(result);
-}
-
-ENTRY_PROGRAM(io_uring_enter)
-{
-	return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs), false);
-}
-
-EXIT_PROGRAM(io_uring_enter)
-{
-	return leave_uring();
-}
-
+CALL_PROGRAMS(ENTRY_PROGRAM, EXIT_PROGRAM, false)
 #if defined(LLMIO_PLAIN)
-ENTRY_PROGRAM_AGAIN(io_submit)
-{
-	return enter_call(CALL_SUBMIT, SYSCALL_ARGUMENT_3(regs), true);
-}
-
-EXIT_PROGRAM_AGAIN(io_submit)
-{
-	return leave_submit(result);
-}
-
-ENTRY_PROGRAM_AGAIN(io_getevents)
-{
-	return enter_call(CALL_WAIT, 0, true);
-}
-
-EXIT_PROGRAM_AGAIN(io_getevents)
-{
-	return leave_getevents(result);
-}
-
-ENTRY_PROGRAM_AGAIN(io_pgetevents)
-{
-	return enter_call(CALL_WAIT, 0, true);
-}
-
-EXIT_PROGRAM_AGAIN(io_pgetevents)
-{
-	return leave_getevents(result);
-}
-
-ENTRY_PROGRAM_AGAIN(io_uring_enter)
-{
-	return enter_uring(SYSCALL_ARGUMENT_2(regs), SYSCALL_ARGUMENT_4(regs), true);
-}
-
-EXIT_PROGRAM_AGAIN(io_uring_enter)
-{
-	return leave_uring();
-}
+CALL_PROGRAMS(ENTRY_PROGRAM_AGAIN, EXIT_PROGRAM_AGAIN, true)
 #endif
 #endif
 
