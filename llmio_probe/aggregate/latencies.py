@@ -30,15 +30,15 @@ def column(nanoseconds: NDArray[Any]) -> NDArray[np.int64]:
     return np.clip(columns, 0, COLUMNS - 1, out=columns)
 
 
-def percentiles(counts: NDArray[Any], largest: int) -> Percentiles | None:
-    """Of one histogram, shape (COLUMNS,), in seconds; None without values. largest: nanoseconds, exact."""
+def percentiles(counts: NDArray[Any], largest: int, sum_ns: int) -> Percentiles | None:
+    """Of one histogram, shape (COLUMNS,), in seconds; None without values. largest, sum_ns: nanoseconds, exact."""
     total = int(counts.sum())
     if total == 0:
         return None
     ranks = [-(-total * p // 100) for p in (50, 90, 99)]  # nearest rank: the smallest value with p % at or below it
     found = np.searchsorted(np.cumsum(counts), ranks)
     p50, p90, p99 = (min(_upper_edge(int(c)), largest) / 1e9 if c < COLUMNS - 1 else largest / 1e9 for c in found)
-    return Percentiles(p50, p90, p99, largest / 1e9)
+    return Percentiles(p50, p90, p99, largest / 1e9, sum_ns / 1e9)
 
 
 def _upper_edge(index: int) -> int:

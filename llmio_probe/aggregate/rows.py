@@ -24,12 +24,14 @@ class Percentiles:
     """Of one distribution, in its own unit. Sizes are exact; latencies are at most 1/64 above the true value.
 
     Of a stream that is not exact, all are upper edges of buckets: up to twice the true value, unknown above 2^35 ns.
+    sum: of all values, always exact.
     """
 
     p50: float
     p90: float
     p99: float
     max: float
+    sum: float
 
 
 @dataclass(frozen=True)

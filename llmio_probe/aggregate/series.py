@@ -317,7 +317,7 @@ class Series:
     def streams(self) -> list[Stream]:
         """What is undecided is other."""
         table, size_table = self._settled({})
-        sizes = self._size_percentiles(len(table), size_table)
+        sizes = self._size_percentiles(table["size_sum"], size_table)
         return [
             Stream(
                 *self._split_stream(key),
@@ -328,7 +328,9 @@ class Series:
                 exact=not table["added_up"][row],
                 size_bytes=sizes[row],
                 latency_seconds={
-                    stage: latencies.percentiles(table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]))
+                    stage: latencies.percentiles(
+                        table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]), int(table[f"{stage}_sum"][row])
+                    )
                     if self._detail
                     else None
                     for stage in STAGES
@@ -338,9 +340,9 @@ class Series:
         ]
 
     @staticmethod
-    def _size_percentiles(streams: int, table: Rows) -> list[Percentiles | None]:
-        """Of each stream: exact, from every size that occurred."""
-        found: list[Percentiles | None] = [None] * streams
+    def _size_percentiles(sums: Ints, table: Rows) -> list[Percentiles | None]:
+        """Of each stream, whose sizes add up to sums: exact, from every size that occurred."""
+        found: list[Percentiles | None] = [None] * len(sums)
         order = np.argsort(table.keys)
         keys, counts = table.keys[order], table["requests"][order]
         rows, first = np.unique(keys >> 32, return_index=True)
@@ -348,7 +350,7 @@ class Series:
             cumulative = np.cumsum(counts[begin:end])
             ranks = [-(-int(cumulative[-1]) * p // 100) for p in (50, 90, 99, 100)]
             sizes = keys[begin:end][np.searchsorted(cumulative, ranks)] & 0xFFFFFFFF
-            found[row] = Percentiles(*(int(size) for size in sizes))
+            found[row] = Percentiles(*(int(size) for size in sizes), sum=int(sums[row]))
         return found
 
     def request_distributions(self) -> list[RequestDistributions]:

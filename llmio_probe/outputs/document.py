@@ -13,11 +13,22 @@ from datetime import datetime, timezone
 from importlib import resources
 from typing import Any, Literal, TextIO
 
-from llmio_probe.aggregate.rows import STAGES, AttributedBytes, FileUse, Percentiles, RowSource, Stream, Submission
+from llmio_probe.aggregate.rows import (
+    STAGES,
+    AttributedBytes,
+    DeviceUse,
+    ErrorCount,
+    FileUse,
+    Percentiles,
+    RowSource,
+    Stream,
+    Submission,
+)
 from llmio_probe.kernel.records import Engine, Path
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.outputs.attribution import attribution, data_bytes
 from llmio_probe.outputs.shapes import Devices, FileRole, Files, Owner, Owners
+from llmio_probe.outputs.status import status_name
 from llmio_probe.text import escape
 
 SCHEMA_NAME = "llmio-probe/summary/1"
@@ -30,7 +41,7 @@ class SessionFacts:
     """What the rows do not say of a session.
 
     start: in UTC. command, exit_status: None without a COMMAND; exit_status too while it still runs.
-    session: which owners are what the user asked for; all others are neighbours.
+    session: which owners are what the user asked for; all others are neighbours. None: there are none, it is the host.
     device_filter: the dev_t of the disks asked for, None for all.
     """
 
@@ -42,7 +53,7 @@ class SessionFacts:
     hooks: list[str]
     command: list[str] | None
     exit_status: int | None
-    session: Callable[[Owner], bool]
+    session: Callable[[Owner], bool] | None
     device_filter: frozenset[int] | None
 
 
@@ -61,28 +72,34 @@ def build(
     def chosen(device: int) -> bool:
         return facts.device_filter is None or device in facts.device_filter
 
+    def own(row: Stream | FileUse | Submission | ErrorCount) -> bool:
+        return facts.session is None or facts.session(owners[row.owner])
+
     streams = [row for row in rows.streams() if chosen(row.device)]
-    own = [row for row in streams if facts.session(owners[row.owner])]
-    used = [row for row in rows.file_use() if chosen(row.device) and facts.session(owners[row.owner])]
-    submissions = [row for row in rows.submissions() if facts.session(owners[row.owner])]
-    seen = sorted({row.owner for row in own} | {row.owner for row in submissions})
+    session = [row for row in streams if own(row)]
+    used = [row for row in rows.file_use() if chosen(row.device) and own(row)]
+    submissions = [row for row in rows.submissions() if own(row)]
+    errors = [row for row in rows.errors() if chosen(row.device) and own(row)]
+    seen = sorted({row.owner for row in session} | {row.owner for row in submissions})
     command = None if facts.command is None else [escape(word) for word in facts.command]
     return {
         "schema": SCHEMA_NAME,
         "start": facts.start.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "duration_seconds": _seconds(facts.duration_seconds),
         "end": facts.end,
+        "scope": "host" if facts.session is None else "processes",
         "host": {"kernel": facts.kernel, "loader": facts.loader, "hooks": list(facts.hooks)},
         "command": None if command is None else {"argv": command, "exit_status": facts.exit_status},
         "workers": _workers(owners[index] for index in seen),
-        "streams": _streams(own, owners, devices),
+        "streams": _streams(session, owners, devices),
         "files": _files(used, owners, devices, files, role),
         "submissions": _submissions(submissions, owners),
-        "devices": _devices(streams, own, devices, busy_seconds),
+        "errors": _errors(errors, owners, devices),
+        "devices": _devices(streams, own, owners, devices, busy_seconds, _in_flight_seconds(rows.device_use())),
         "attribution": _attribution((row for row in rows.attributed_bytes() if chosen(row.device)), devices),
         "accounting": _accounting(state, chosen),
         "losses": {
-            "records_lost": state.losses.requests + state.losses.calls + state.losses.processes,
+            "records_lost": state.losses.requests + state.losses.calls,
             "overflowed_requests": state.losses.overflowed_requests,
             "missed_probes": sum(missed.values()) if (missed := state.losses.missed_probes) else None,
         },
@@ -186,27 +203,65 @@ def _submissions(submissions: Iterable[Submission], owners: Owners) -> list[Docu
     return _sorted(entries, ("worker", "pid", "engine", "op"))
 
 
+def _errors(errors: Iterable[ErrorCount], owners: Owners, devices: Devices) -> list[Document]:
+    entries = [
+        {
+            **_label(owners[row.owner]),
+            "device": devices.name(row.device),
+            "op": row.op.name.lower(),
+            "status": status_name(row.status),
+            "requests": row.requests,
+        }
+        for row in errors
+    ]
+    return _sorted(entries, ("worker", "pid", "device", "op", "status"))
+
+
 def _devices(
-    streams: Iterable[Stream], own: Iterable[Stream], devices: Devices, busy_seconds: Mapping[int, float]
+    streams: Iterable[Stream],
+    own: Callable[[Stream], bool],
+    owners: Owners,
+    devices: Devices,
+    busy_seconds: Mapping[int, float],
+    in_flight_seconds: Mapping[int, float],
 ) -> list[Document]:
-    total: dict[int, int] = {}
     session: dict[int, int] = {}
+    others: dict[int, dict[int, int]] = {}
     for row in streams:
         if row.requests or row.bytes:
-            total[row.device] = total.get(row.device, 0) + data_bytes(row)
-    for row in own:
-        session[row.device] = session.get(row.device, 0) + data_bytes(row)
+            moved = data_bytes(row)
+            by_owner = others.setdefault(row.device, {})
+            if own(row):
+                session[row.device] = session.get(row.device, 0) + moved
+            elif moved:
+                by_owner[row.owner] = by_owner.get(row.owner, 0) + moved
     entries = [
         {
             "device": devices.name(device),
             "layer": devices.layer(device),
             "session_bytes": session.get(device, 0),
-            "others_bytes": total[device] - session.get(device, 0),
+            "others_bytes": sum(by_owner.values()),
+            "neighbours": _neighbours(by_owner, owners),
             "busy_seconds": _seconds(busy_seconds[device]) if device in busy_seconds else None,
+            "in_flight_seconds": _seconds(in_flight_seconds.get(device, 0.0)),
         }
-        for device in total
+        for device, by_owner in others.items()
     ]
     return _sorted(entries, ("device",))
+
+
+def _neighbours(by_owner: Mapping[int, int], owners: Owners) -> list[Document]:
+    """Largest first."""
+    entries = [{**_label(owners[owner]), "bytes": moved} for owner, moved in by_owner.items()]
+    return sorted(_sorted(entries, ("worker", "pid")), key=lambda entry: -entry["bytes"])
+
+
+def _in_flight_seconds(use: Iterable[DeviceUse]) -> dict[int, float]:
+    """By device, over all ops."""
+    seconds: dict[int, float] = {}
+    for row in use:
+        seconds[row.device] = seconds.get(row.device, 0.0) + row.in_flight_seconds
+    return seconds
 
 
 def _attribution(rows: Iterable[AttributedBytes], devices: Devices) -> Document:
@@ -234,7 +289,7 @@ def _accounting(state: ProbeState, chosen: Callable[[int], bool]) -> Document:
 def _percentiles(values: Percentiles | None, unit: Callable[[float], float]) -> Document | None:
     if values is None:
         return None
-    return {"p50": unit(values.p50), "p90": unit(values.p90), "p99": unit(values.p99), "max": unit(values.max)}
+    return {name: unit(getattr(values, name)) for name in ("p50", "p90", "p99", "max", "sum")}
 
 
 def _seconds(value: float) -> float:

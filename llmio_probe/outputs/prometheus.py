@@ -31,27 +31,8 @@ from llmio_probe.outputs import metrics
 from llmio_probe.outputs.attribution import attribution
 from llmio_probe.outputs.metrics import METRICS, Metric
 from llmio_probe.outputs.shapes import Devices, Owner, Owners
+from llmio_probe.outputs.status import status_name
 from llmio_probe.text import escape
-
-# include/linux/blk_types.h, as far as every kernel since 5.10 agrees (6 was called NEXUS once). In 2024 ZONE_RESOURCE
-# (14) was dropped and all that follow moved down by one, so 14 and up stay numbers, which are right on any kernel.
-BLOCK_STATUS = (
-    "ok",
-    "notsupp",
-    "timeout",
-    "nospc",
-    "transport",
-    "target",
-    "resv_conflict",
-    "medium",
-    "protection",
-    "resource",
-    "ioerr",
-    "dm_requeue",
-    "again",
-    "dev_resource",
-)
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -97,10 +78,6 @@ def exposition(snapshot: Callable[[], Snapshot]) -> CollectorRegistry:
     registry.register(ProbeCollector(snapshot))
     ProcessCollector(registry=registry)
     return registry
-
-
-def status_name(status: int) -> str:
-    return BLOCK_STATUS[status] if 0 <= status < len(BLOCK_STATUS) else str(status)
 
 
 Labels = tuple[str, ...]
@@ -250,7 +227,7 @@ def _age(owner: Owner) -> tuple[int, int]:
 
 def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     state, losses = snapshot.state, snapshot.state.losses
-    samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls + losses.processes)
+    samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls)
     samples.add(metrics.OVERFLOWED_REQUESTS, (), losses.overflowed_requests)
     samples.add(metrics.SERIES_FOLDED, (), snapshot.folded)
     samples.add(metrics.CONFIG_RELOADED, (), float(snapshot.config_right))

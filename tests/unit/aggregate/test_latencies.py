@@ -11,7 +11,7 @@ from llmio_probe.aggregate.rows import Percentiles
 
 
 def of(values: NDArray[np.int64]) -> Percentiles:
-    found = percentiles(np.bincount(column(values), minlength=COLUMNS), int(values.max()))
+    found = percentiles(np.bincount(column(values), minlength=COLUMNS), int(values.max()), int(values.sum()))
     assert found is not None
     return found
 
@@ -41,12 +41,12 @@ def test_around_every_power_of_two_a_single_value_is_found() -> None:
 
 def test_no_percentile_exceeds_the_largest_value() -> None:
     values = np.full(10, (1 << 20) + 1)
-    assert of(values) == Percentiles(*[((1 << 20) + 1) / 1e9] * 4)
+    assert of(values) == Percentiles(*[((1 << 20) + 1) / 1e9] * 4, sum=10 * ((1 << 20) + 1) / 1e9)
 
 
 def test_short_ones_share_a_part_of_520_ns() -> None:
     assert of(np.array([0, 1, 519, 1 << 20])).p50 == 520 / 1e9
-    assert of(np.array([0, 0])) == Percentiles(0, 0, 0, 0)
+    assert of(np.array([0, 0])) == Percentiles(0, 0, 0, 0, sum=0)
 
 
 def test_what_is_longer_than_the_last_edge_is_given_as_the_largest_and_so_never_too_short() -> None:
@@ -55,7 +55,7 @@ def test_what_is_longer_than_the_last_edge_is_given_as_the_largest_and_so_never_
 
 
 def test_without_values_there_are_no_percentiles() -> None:
-    assert percentiles(np.zeros(COLUMNS, np.uint32), 0) is None
+    assert percentiles(np.zeros(COLUMNS, np.uint32), 0, 0) is None
 
 
 def test_columns_rise_with_the_value_and_end_at_the_last() -> None:

@@ -133,11 +133,12 @@ def test_percentiles_come_from_buckets_then_and_say_so(series: Series) -> None:
     series.add_overflow(rows, owned(rows))
     [stream] = series.streams()
     assert not stream.exact
-    assert stream.size_bytes == Percentiles(3000, 4096, 4096, 4096)
+    assert stream.size_bytes == Percentiles(3000, 4096, 4096, 4096, sum=600000)
     device = stream.latency_seconds["device"]
     assert device is not None
     assert device.p50 == pytest.approx(100e-6, rel=1 / 64)
     assert device.p99 == device.max == 131072e-9
+    assert device.sum == pytest.approx(200 * 100e-6)  # what is added up loses no nanosecond
 
 
 def test_other_streams_stay_exact(series: Series) -> None:

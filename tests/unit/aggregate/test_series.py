@@ -130,7 +130,7 @@ def test_the_largest_ids_do_not_run_into_each_other(series: Series, count: Count
         (1 << 32) - 1,
         *list(biggest.values())[:3],
     )
-    assert row.size_bytes == Percentiles(*[(1 << 32) - 1] * 4)
+    assert row.size_bytes == Percentiles(*[(1 << 32) - 1] * 5)
     assert only(series.errors()) == ErrorCount((1 << 31) - 1, (1 << 32) - 1, max(Op), 255, 1)
 
 
@@ -140,14 +140,15 @@ def test_size_percentiles_are_exact(series: Series, count: Count) -> None:
     count(owner=3, bytes=512)
     ordered = np.sort(sizes)
     (first, second) = sorted(series.streams(), key=lambda row: row.owner)
-    assert first.size_bytes == Percentiles(ordered[499], ordered[899], ordered[989], ordered[-1])
-    assert second.size_bytes == Percentiles(512, 512, 512, 512)
+    assert first.size_bytes == Percentiles(ordered[499], ordered[899], ordered[989], ordered[-1], sizes.sum())
+    assert second.size_bytes == Percentiles(512, 512, 512, 512, sum=512)
 
 
 def test_latencies_are_of_three_stages(series: Series, count: Count) -> None:
     count(made_ns=1000 * US, issued_ns=1004 * US, done_ns=1104 * US)
     latency = only(series.streams()).latency_seconds
     assert {stage: latency[stage].max for stage in STAGES} == {"queue": 4e-6, "device": 100e-6, "total": 104e-6}
+    assert {stage: latency[stage].sum for stage in STAGES} == {"queue": 4e-6, "device": 100e-6, "total": 104e-6}
     sums = {stage: d.sum for stage, d in only(series.request_distributions()).latency_seconds.items()}
     assert sums == pytest.approx({"queue": 4e-6, "device": 100e-6, "total": 104e-6})
 
@@ -371,8 +372,8 @@ def test_an_owner_that_was_forgotten_begins_anew_and_the_others_go_on(series: Se
     count(owner=2, bytes=512)
     count(owner=3, bytes=4096)
     found = {row.owner: (row.requests, row.bytes, row.size_bytes) for row in series.streams()}
-    assert found[2] == (1, 512, Percentiles(512, 512, 512, 512))
-    assert found[3] == (2, 6144, Percentiles(2048, 4096, 4096, 4096))
+    assert found[2] == (1, 512, Percentiles(512, 512, 512, 512, sum=512))
+    assert found[3] == (2, 6144, Percentiles(2048, 4096, 4096, 4096, sum=6144))
 
 
 def test_files_of_an_owner_that_was_forgotten_begin_anew_and_those_of_others_go_on(series: Series) -> None:
@@ -547,7 +548,7 @@ def test_a_part_is_bytes_of_its_owner_and_nothing_else(series: Series) -> None:
     records = np.concatenate([parts(bytes=28672), whole])
     add_requests(series, records, np.array([3, 2], np.int32))
     own, part = sorted(series.streams(), key=lambda row: row.owner)
-    assert (own.requests, own.bytes, own.size_bytes) == (1, 102400, Percentiles(*[131072] * 4))
+    assert (own.requests, own.bytes, own.size_bytes) == (1, 102400, Percentiles(*[131072] * 5))
     assert (part.requests, part.bytes, part.errors, part.requeues) == (0, 28672, 0, 0)
     assert (part.size_bytes, part.latency_seconds, part.exact) == (None, dict.fromkeys(STAGES), True)
     use = only(series.device_use())
@@ -648,7 +649,7 @@ def test_an_undecided_role_is_other_until_it_is_settled(series: Series) -> None:
         "other",
         3,
         3584,
-        Percentiles(1024, 2048, 2048, 2048),
+        Percentiles(1024, 2048, 2048, 2048, sum=3584),
     )
     assert only(series.request_distributions()).role == "other"
     series.settle_roles({FIRST_UNDECIDED: ROLES.index("weights")})

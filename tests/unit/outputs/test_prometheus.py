@@ -27,7 +27,8 @@ from llmio_probe.aggregate.rows import (
 from llmio_probe.kernel.records import Engine, Op, OwnerKind
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.outputs.metrics import METRICS, REQUEST_LATENCY, REQUEST_SIZE, nanoseconds_le
-from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot, exposition, status_name
+from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot, exposition
+from llmio_probe.outputs.status import status_name
 
 SERIES_LIMIT = 5000
 NVME = 259 << 20
