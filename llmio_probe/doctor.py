@@ -58,6 +58,10 @@ _DIRECT_SYMBOLS = (
 _NO_CALLS = "run sessions with --no-calls: they will not say how long programs submit and wait"
 _NOT_TRIED = "not tried: it needs the rights above"
 
+NVME_CLASS = "0x0108"
+USER_SPACE_DRIVERS = ("uio_pci_generic", "vfio-pci")
+"""A disk that is bound to one of these is driven by a program (SPDK) or a virtual machine."""
+
 State = Literal["ok", "warn", "fail"]
 
 
@@ -353,6 +357,23 @@ def _disks(host: Host) -> Finding:
     return Finding("ok", "; ".join(disks))
 
 
+def _bypasses(host: Host) -> Finding:
+    """What takes data past the block layer, where no tool that watches it can see it (docs/frameworks.md)."""
+    pci = host.sys_root / "bus" / "pci"
+    taken = []
+    for driver in USER_SPACE_DRIVERS:
+        for device in sorted((pci / "drivers" / driver).glob("*:*")):
+            with suppress(OSError):
+                if (device / "class").read_text().startswith(NVME_CLASS):
+                    taken.append(f"{escape(device.name)} ({driver})")
+    found = [f"NVMe disks that a program drives by itself: {', '.join(taken)}"] if taken else []
+    if (host.sys_root / "module" / "nvidia_fs").exists():
+        found.append("nvidia-fs is loaded: GPUDirect Storage can move data from disk to GPU")
+    if found:
+        return Finding("warn", "; ".join(found), "what goes that way is not seen; gdscheck -p tells what GDS uses")
+    return Finding("ok", "no NVMe disk of SPDK's, no nvidia-fs")
+
+
 def _queue(folder: Path) -> str:
     """Scheduler and number of hardware queues; a device without requests of its own (md, dm) has neither."""
     queues = len(list((folder / "mq").glob("*")))
@@ -387,5 +408,6 @@ CHECKS: dict[str, Callable[[Host], Finding]] = {
     "statistics": _statistics,
     "trial": _trial,
     "disks": _disks,
+    "bypasses": _bypasses,
     "fio": _fio,
 }

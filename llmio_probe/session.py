@@ -102,9 +102,14 @@ class Session:
         self._roles, self._series = self._rooms.roles, self._rooms.series
         self._command: Command | None = None
         self._chosen: frozenset[int] | None = None
+        self._failure: ProbeError | None = None
+        """What ended the watching early."""
 
     def run(self, finish: Callable[[document.Document], None]) -> Outcome:
-        """Watch, then hand the summary to ``finish``. A COMMAND that outlives the watching is waited for after that."""
+        """Watch, then hand the summary to ``finish``. A COMMAND that outlives the watching is waited for after that.
+
+        ProbeError before there is anything to sum up, or, when the watching failed on its way, after all of that.
+        """
         options = self._options
         require_loading()
         require_host_pids()
@@ -125,6 +130,8 @@ class Session:
                 # Counting has stopped; taking the programs out takes longer than anybody should wait for the answer.
                 finish(summary)
             status = None if self._command is None else self._outlive(events, self._command)
+        if self._failure is not None:
+            raise self._failure
         return Outcome(summary, status)
 
     def _start_of(self, pid: int) -> int:
@@ -166,10 +173,14 @@ class Session:
             process = self._identity.owners[owner.index].process
             return not roots or (process is not None and process.followed)
 
-        end = self._until_over(probe, pipeline, events, clock, in_session, following=bool(roots))
+        end: Literal["completed", "interrupted", "partial"]
+        try:
+            end = self._until_over(probe, pipeline, events, clock, in_session, following=bool(roots))
+        except ProbeError as error:
+            end, self._failure = "partial", error  # what was counted so far is still worth its summary
         duration = time.monotonic() - clock
         probe.stop()
-        while pipeline.run():
+        while self._failure is None and pipeline.run():
             pass
         for shortage in probe.shortages():
             print(f"llmio-probe: {shortage}", file=sys.stderr)
@@ -182,7 +193,7 @@ class Session:
             hooks=probe.hooks,
             command=list(self._options.command) or None,
             exit_status=None if self._command is None else self._command.poll(),
-            session=in_session,
+            session=in_session if roots else None,
             device_filter=self._chosen,
         )
         # Only now, when nothing is counted any more: looking at files may cause I/O.

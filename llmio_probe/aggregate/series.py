@@ -350,7 +350,7 @@ class Series:
             cumulative = np.cumsum(counts[begin:end])
             ranks = [-(-int(cumulative[-1]) * p // 100) for p in (50, 90, 99, 100)]
             sizes = keys[begin:end][np.searchsorted(cumulative, ranks)] & 0xFFFFFFFF
-            found[row] = Percentiles(*(int(size) for size in sizes), sum=int(sums[row]))
+            found[row] = Percentiles(*(int(value) for value in (*sizes, sums[row])))
         return found
 
     def request_distributions(self) -> list[RequestDistributions]:

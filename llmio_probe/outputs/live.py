@@ -12,7 +12,7 @@ from typing import TextIO
 from llmio_probe.aggregate.rows import Stream
 from llmio_probe.kernel.records import Op
 from llmio_probe.outputs.shapes import Devices, Owner, Owners
-from llmio_probe.outputs.units import MIB, UNKNOWN, bytes_text
+from llmio_probe.outputs.units import MIB, UNKNOWN, bytes_text, fit
 from llmio_probe.text import escape
 
 TOP = 5
@@ -58,7 +58,7 @@ class LiveView:
             mib = _rate(amount.bytes / MIB, interval_seconds, ".1f")
             requests = _rate(amount.requests, interval_seconds, ",.0f")
             self._line(
-                f"{elapsed_seconds:8.1f}  {_fit(worker, 24):<24} {_fit(device, 10):<10} {op:<11}"
+                f"{elapsed_seconds:8.1f}  {fit(worker, 24):<24} {fit(device, 10):<10} {op:<11}"
                 f" {mib:>8} {requests:>9} {size:>10}"
             )
         if len(busiest) > TOP:
@@ -74,7 +74,7 @@ class LiveView:
         """
         now: dict[tuple[int, int, Op], _Amount] = {}
         for row in streams:
-            if row.op is not Op.FLUSH and session(self._owners[row.owner]):  # flushes move nothing
+            if session(self._owners[row.owner]):
                 now.setdefault((row.owner, row.device, row.op), _Amount()).add(row.requests, row.bytes)
         moved: dict[_Shown, _Amount] = {}
         for key, amount in now.items():
@@ -96,7 +96,3 @@ class LiveView:
 def _rate(amount: float, seconds: float, form: str) -> str:
     """A last update may follow at once; what happened in no time has no rate."""
     return format(amount / seconds, form) if seconds > 0 else UNKNOWN
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 2] + ".."

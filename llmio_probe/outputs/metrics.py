@@ -102,7 +102,8 @@ REQUEST_LATENCY = Metric(
     "histogram",
     ("worker", "device", "op", "stage"),
     "Time of each block request by stage: queue (made until handed to the device), device (until done), and total, "
-    "which is both: never add it to them.",
+    "which is both: never add it to them. What a cgroup's limits or a full device hold back before the request is made "
+    "is in no stage.",
     LATENCY_BUCKETS,
 )
 REQUESTS_IN_FLIGHT = Metric(
@@ -217,7 +218,7 @@ PROGRAM_COST = Metric(
     "gauge",
     ("program",),
     "Mean time of one run of a BPF program, what the probe costs each event: measured for two seconds at start, or all "
-    "the time if the configuration asks.",
+    "the time if the configuration asks; not by a service without CAP_SYS_ADMIN, as the shipped one is.",
 )
 WORKER_INFO = Metric(
     "llmio_worker_info",

@@ -34,6 +34,7 @@ from llmio_probe.outputs.shapes import Devices, Owner, Owners
 from llmio_probe.outputs.status import status_name
 from llmio_probe.text import escape
 
+
 @dataclass(frozen=True)
 class Snapshot:
     """All that one scrape shows. Nobody changes it, or anything it holds, once it is made."""

@@ -1,7 +1,7 @@
 """Names of block statuses, for all outputs, and which of them are no errors of a device.
 
-include/linux/blk_types.h, as far as every kernel since 5.10 agrees (6 was called NEXUS once). In 2024 ZONE_RESOURCE (14)
-was dropped and all that follow moved down by one, so 14 and up stay numbers, which are right on any kernel.
+include/linux/blk_types.h, as far as every kernel since 5.10 agrees (6 was called NEXUS once). In 2024 ZONE_RESOURCE
+(14) was dropped and all that follow moved down by one, so 14 and up stay numbers, which are right on any kernel.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ alignment go in here; a number that needs more than the document holds belongs i
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from llmio_probe.outputs.units import UNKNOWN, bytes_text, rate_text, seconds_text, share_text
+from llmio_probe.outputs.status import HARMLESS
+from llmio_probe.outputs.units import UNKNOWN, bytes_text, fit, fit_end, rate_text, seconds_text, share_text
 
 WIDTH = 80
 TOP_STREAMS = 10
@@ -20,6 +21,12 @@ NEIGHBOUR_SHARE = 0.1
 """From this share of a device's bytes on, others are worth a word."""
 IDLE_SHARE = 0.5
 """A device that had nothing to do for this share of the time is not what a program waits for."""
+SELDOM_USED = 0.95
+LITTLE_BYTES_A_SECOND = 1 << 20
+"""A device that is idle for that share and moves less than this: the I/O that somebody looks for is elsewhere."""
+SLOW_SHARE = 0.1
+"""A stream with this share of all requests' time is shown, however few bytes it moved: a flush moves none."""
+NOBODY = "unknown"
 
 Document = dict[str, Any]
 
@@ -34,7 +41,8 @@ No block request was made by what was watched. Usual reasons, and what to try:
       findmnt -T FILE
   * A bypass: SPDK drives the device from user space, and GPUDirect Storage
     (GDS) can move data past the kernel's block layer; is it in use?
-      gdscheck -p
+      gdscheck -p"""
+_OF_OTHERS = """\
   * Another process does the I/O, one that is no child of what was watched, or
     it goes to a device that --device leaves out. Try llmio-probe --all."""
 
@@ -46,7 +54,7 @@ def render(document: Document) -> str:
 
 
 def _sections(document: Document) -> Iterator[str]:
-    yield _answer(document) if document["streams"] else _NO_REQUESTS
+    yield _answer(document) if document["streams"] else _no_requests(document)
     yield _devices(document)
     yield _streams(document)
     yield _files(document)
@@ -54,9 +62,16 @@ def _sections(document: Document) -> Iterator[str]:
     yield _trust(document)
 
 
+def _no_requests(document: Document) -> str:
+    return _NO_REQUESTS if document["scope"] == "host" else f"{_NO_REQUESTS}\n{_OF_OTHERS}"
+
+
 def _heading(document: Document) -> str:
     command = document["command"]
-    what = "llmio-probe watched" if command is None else f"llmio-probe watched {_fit(shlex.join(command['argv']), 40)}"
+    if command is not None:
+        what = f"llmio-probe watched {fit(shlex.join(command['argv']), 40)}"
+    else:
+        what = "llmio-probe watched" + (" the whole host" if document["scope"] == "host" else "")
     end = {
         "completed": "",
         "interrupted": ", until it was interrupted",
@@ -71,60 +86,101 @@ def _heading(document: Document) -> str:
 
 def _answer(document: Document) -> str:
     lines = []
-    if (shares := _time_shares(document["streams"])) is not None:
+    disks = {device["device"] for device in document["devices"] if device["layer"] == "disk"}
+    shares = _time_shares(stream for stream in document["streams"] if stream["device"] in disks)
+    if shares is not None:
         queue, device = shares
         where = "in the queue" if queue > device else "on the device"
         lines.append(
             f"Requests spent most of their time {where}: "
-            f"{share_text(queue, queue + device)} queue, {share_text(device, queue + device)} device\n"
-            "(by the medians of all streams, weighted by their requests)."
+            f"{share_text(queue, queue + device)} queue, {share_text(device, queue + device)} device."
         )
-    duration = document["duration_seconds"]
+    for device in document["devices"]:
+        if device["layer"] == "disk":
+            lines += _neighbours(device)
     if busiest := max(document["devices"], key=lambda device: device["session_bytes"], default=None):
         # The one that matters most: what a few stray bytes went to would only mislead.
-        name, own, others = busiest["device"], busiest["session_bytes"], busiest["others_bytes"]
-        if own and others >= NEIGHBOUR_SHARE * (own + others):
-            lines.append(f"{name} is shared: others moved {share_text(others, own + others)} of its bytes.")
-        idle = None if busiest["busy_seconds"] is None else duration - busiest["busy_seconds"]
-        if own and idle is not None and idle >= IDLE_SHARE * duration > 0:
-            lines.append(
-                f"{name} had nothing to do for {share_text(idle, duration)} of the time: it waited for the program."
-            )
-    errors = sum(stream["errors"] for stream in document["streams"])
-    if errors:
-        lines.append(f"{errors:,} requests ended with an error: see the kernel log (dmesg).")
+        lines += _idle(busiest, document["duration_seconds"], shares)
+    lines += _errors(document["errors"])
     return "\n".join(lines)
 
 
-def _time_shares(streams: Sequence[Document]) -> tuple[float, float] | None:
-    """Queue and device time of the typical request. The document holds no sums, so medians stand for their stream."""
+def _time_shares(streams: Iterable[Document]) -> tuple[float, float] | None:
+    """Queue and device time of all requests together, slow ones included."""
     queue = device = 0.0
     for stream in streams:
         latency = stream["latency_seconds"]
         if latency["queue"] is not None and latency["device"] is not None:
-            queue += stream["requests"] * latency["queue"]["p50"]
-            device += stream["requests"] * latency["device"]["p50"]
+            queue += latency["queue"]["sum"]
+            device += latency["device"]["sum"]
     return (queue, device) if queue + device > 0 else None
 
 
+def _neighbours(device: Document) -> Iterator[str]:
+    """Who else a disk is busy with; the kernel's own is in what they and the session do."""
+    name, total = device["device"], device["session_bytes"] + device["others_bytes"]
+    workers = [row for row in device["neighbours"] if row["pid"] is not None]
+    moved = sum(row["bytes"] for row in workers)
+    if device["session_bytes"] and moved >= NEIGHBOUR_SHARE * total:
+        first = workers[0]
+        who = fit(_who(first), 30)
+        mostly = who if len(workers) == 1 else f"{len(workers)} others, most of all {who} {bytes_text(first['bytes'])}"
+        yield f"{name} is shared: {share_text(moved, total)} of its bytes are of {mostly}."
+    unknown = sum(row["bytes"] for row in device["neighbours"] if row["worker"] == NOBODY)
+    if device["session_bytes"] and unknown >= NEIGHBOUR_SHARE * total:
+        yield (
+            f"Whose {share_text(unknown, total)} of {name}'s bytes are is not known: written before the watching\n"
+            "began, or held back by a cgroup's limit (io.max) and passed on by the kernel."
+        )
+
+
+def _idle(device: Document, duration: float, shares: tuple[float, float] | None) -> Iterator[str]:
+    if not device["session_bytes"] or device["busy_seconds"] is None or duration <= 0:
+        return
+    name, idle = device["device"], duration - device["busy_seconds"]
+    if idle < IDLE_SHARE * duration:
+        return
+    nothing = f"{name} had nothing to do for {share_text(idle, duration)} of the time"
+    if shares is not None and shares[0] > shares[1]:
+        yield f"{nothing}, while requests were held in front of it: see\n  /sys/block/{name}/queue/scheduler"
+    else:
+        yield f"{nothing}: it waited for the program."
+    if idle >= SELDOM_USED * duration and device["session_bytes"] < LITTLE_BYTES_A_SECOND * duration:
+        yield "Little reached a disk: what came from the page cache, tmpfs or the network is not seen."
+
+
+def _errors(errors: Sequence[Document]) -> Iterator[str]:
+    """What a device does not know how to do is no error of its."""
+    by_status: dict[str, int] = {}
+    for error in errors:
+        by_status[error["status"]] = by_status.get(error["status"], 0) + error["requests"]
+    real = {status: count for status, count in by_status.items() if status not in HARMLESS}
+    if real:
+        text = ", ".join(f"{count:,} {status}" for status, count in sorted(real.items()))
+        devices = ", ".join(sorted({error["device"] for error in errors if error["status"] in real}))
+        yield f"Requests ended with an error: {fit(f'{text} on {devices}', WIDTH - 31)}.\nSee the kernel log (dmesg)."
+
+
 def _devices(document: Document) -> str:
-    duration = document["duration_seconds"]
-    rows = [["Devices", "session", "", "others", "", "busy"]]
-    rows += [
-        [
-            device["device"] + (" (upper)" if device["layer"] == "upper" else ""),
-            bytes_text(device["session_bytes"]),
-            rate_text(device["session_bytes"], duration),
-            bytes_text(device["others_bytes"]),
-            rate_text(device["others_bytes"], duration),
-            share_text(device["busy_seconds"], duration),
-        ]
-        for device in document["devices"]
-    ]
+    """others: everybody else; there are none when the whole host was watched."""
+    duration, alone = document["duration_seconds"], document["scope"] == "host"
+    rows = [["Devices", "session", "", "others", "", "busy", "depth"]]
+    for device in document["devices"]:
+        session, others = (
+            (bytes_text(device[name]), rate_text(device[name], duration)) for name in ("session_bytes", "others_bytes")
+        )
+        busy = device["busy_seconds"]
+        depth = f"{device['in_flight_seconds'] / busy:.1f}" if busy else UNKNOWN
+        layer = " (upper)" if device["layer"] == "upper" else ""
+        rows.append([device["device"] + layer, *session, *others, share_text(busy, duration), depth])
     if len(rows) == 1:
         return ""
-    note = "\n(upper: a layer on disks; the same bytes come again on the disk below)"
-    return _table(rows) + (note if any(device["layer"] == "upper" for device in document["devices"]) else "")
+    if alone:
+        rows = [row[:3] + row[5:] for row in rows]
+    notes = "\n(rates over the whole time; depth: requests in flight while it was busy)"
+    if any(device["layer"] == "upper" for device in document["devices"]):
+        notes += "\n(upper: a layer on disks; the same bytes come again on the disk below)"
+    return _table(rows) + notes
 
 
 def _streams(document: Document) -> str:
@@ -132,9 +188,10 @@ def _streams(document: Document) -> str:
     streams = sorted(document["streams"], key=lambda stream: (-stream["bytes"], -stream["requests"]))
     if not streams:
         return ""
-    top = streams[:TOP_STREAMS]
+    slow = SLOW_SHARE * sum(map(_time, streams))
+    top = streams[:TOP_STREAMS] + [stream for stream in streams[TOP_STREAMS:] if _time(stream) >= slow > 0]
     of = f" (the top {len(top)} of {len(streams)})" if len(streams) > len(top) else ""
-    header = ("requests", "bytes", "rate", "queue p50", "p99", "device p50", "p99")
+    header = ("requests", "bytes", "mean rate", "queue p50", "p99", "device p50", "p99")
     lines = [f"Who did what, by bytes{of}", _numbers(header)]
     for stream in top:
         queue, device = stream["latency_seconds"]["queue"], stream["latency_seconds"]["device"]
@@ -143,7 +200,7 @@ def _streams(document: Document) -> str:
         size = stream["size_bytes"]
         each = f", {bytes_text(size['p50'])} each (p50)" if size and stream["bytes"] else ""
         what = f"{stream['op']}{role} {how} {stream['device']}{each}"
-        lines.append(f"{_fit(_who(stream), WIDTH - len(what) - 1)} {what}")
+        lines.append(f"{fit(_who(stream), WIDTH - len(what) - 1)} {what}")
         cells = (
             f"{stream['requests']:,}",
             bytes_text(stream["bytes"]),
@@ -152,6 +209,12 @@ def _streams(document: Document) -> str:
         )
         lines.append(_numbers(cells))
     return "\n".join(lines)
+
+
+def _time(stream: Document) -> float:
+    """Seconds that its requests took, all together."""
+    total = stream["latency_seconds"]["total"]
+    return 0.0 if total is None else float(total["sum"])
 
 
 def _numbers(cells: Sequence[str]) -> str:
@@ -169,14 +232,14 @@ def _files(document: Document) -> str:
     for file in files[:TOP_FILES]:
         deleted = " (deleted)" if file["deleted"] else ""
         path = file["path"] or f"inode {file['inode']} on {file['device']}, whose name is not known"
-        lines.append(_fit_end(path, WIDTH - len(deleted)) + deleted)
+        lines.append(fit_end(path, WIDTH - len(deleted)) + deleted)
         role = [] if file["role"] == "other" else [file["role"]]
         shared = ["several writers"] if file["shared_writers"] else []
         what = [*role, workers.get(file["pid"], "no known process"), file["device"], *shared]
         numbers = f"{bytes_text(file['read_bytes']):>12}{bytes_text(file['write_bytes']):>12}"
-        lines.append(_fit(f"{numbers}  {', '.join(what)}", WIDTH))
+        lines.append(fit(f"{numbers}  {', '.join(what)}", WIDTH))
         if file["worker_path"]:
-            lines.append(f"{'seen by it as':>24}  {_fit_end(file['worker_path'], WIDTH - 26)}")
+            lines.append(f"{'seen by it as':>24}  {fit_end(file['worker_path'], WIDTH - 26)}")
     return "\n".join(lines)
 
 
@@ -193,14 +256,14 @@ def _submissions(document: Document) -> str:
         what = f"{row['engine'] or UNKNOWN} {row['op'] or 'wait'}"
         rows.append(
             [
-                f"{_fit(_who(row), 24)} {what}",
+                f"{fit(_who(row), 24)} {what}",
                 f"{row['calls']:,}",
                 f"{row['requests'] / row['calls']:.1f}" if row["op"] and row["calls"] else UNKNOWN,
                 seconds_text(row["submit_seconds"]),
                 seconds_text(row["wait_seconds"]),
             ]
         )
-    return _table(rows)
+    return _table(rows) + "\n(in submit, in wait: added up over all calls and threads)"
 
 
 def _trust(document: Document) -> str:
@@ -210,13 +273,13 @@ def _trust(document: Document) -> str:
     data = attribution["data_bytes"]
     if data:
         lines.append(
-            f"Whose bytes: workers {share_text(attribution['worker_bytes'], data)}, "
+            f"Everybody's {bytes_text(data)} on disks: workers {share_text(attribution['worker_bytes'], data)}, "
             f"kernel {share_text(attribution['kernel_bytes'], data)}, "
-            f"unknown {share_text(attribution['unknown_bytes'], data)} of {bytes_text(data)} on disks."
+            f"unknown {share_text(attribution['unknown_bytes'], data)}."
         )
         files = attribution["file_bytes"]
         lines.append(
-            f"Of which file: {share_text(files, data)} known, {share_text(data - files, data)} unknown "
+            f"Of which files: {share_text(files, data)} known, {share_text(data - files, data)} unknown "
             "(the kernel's own count as known)."
         )
     if shared := attribution["shared_writers_bytes"]:
@@ -235,9 +298,11 @@ def _trust(document: Document) -> str:
         if count
     ]
     if in_flight := document["accounting"]["in_flight"]:
-        lines.append(f"{in_flight:,} requests had not ended yet; they are not in the figures above.")
+        lines.append(f"{in_flight:,} requests of the host had not ended yet; they are not in the figures above.")
     if warnings:
         lines += [f"NOT EXACT: {warning}" for warning in warnings]
+    elif losses["missed_probes"] is None:
+        lines.append("No record was lost; whether programs were skipped is not counted by this kernel.")
     else:
         lines.append("Exact: no record was lost and no request went missing.")
     return "\n".join(lines)
@@ -257,12 +322,3 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         )
         for row in rows
     )
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(width - 2, 1)] + ".."
-
-
-def _fit_end(text: str, width: int) -> str:
-    """The end of a path says more than its beginning."""
-    return text if len(text) <= width else ".." + text[2 - width :]

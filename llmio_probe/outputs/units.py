@@ -1,4 +1,4 @@
-"""Numbers as people read them: IEC bytes, rates, durations, shares. Shared by the summary and the live lines.
+"""Numbers as people read them: IEC bytes, rates, durations, shares; and text cut to a width. For summary and live.
 
 None is "unknown" and shown as "-", never as 0.
 """
@@ -39,3 +39,13 @@ def seconds_text(value: float | None) -> str:
 def share_text(part: float | None, whole: float) -> str:
     """2 of 8 as "25.0 %"; what is more than the whole by rounding is the whole."""
     return f"{100 * min(part / whole, 1):.1f} %" if part is not None and whole > 0 else UNKNOWN
+
+
+def fit(text: str, width: int) -> str:
+    """The beginning of what is too long."""
+    return text if len(text) <= width else text[: max(width - 2, 1)] + ".."
+
+
+def fit_end(text: str, width: int) -> str:
+    """The end of a path says more than its beginning."""
+    return text if len(text) <= width else ".." + text[2 - width :]

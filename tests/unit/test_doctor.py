@@ -114,6 +114,23 @@ LIBRARIES = ("libbpf", "libatomic", "fio")
 """Checks that ask the machine that the tests run on."""
 
 
+@pytest.mark.parametrize("driver", ["vfio-pci", "uio_pci_generic"])
+def test_disks_that_a_program_drives_are_told(host: Make, driver: str) -> None:
+    good = host()
+    for name, kind in (("0000:01:00.0", "0x010802"), ("0000:02:00.0", "0x030000")):
+        device = good.sys_root / "bus/pci/drivers" / driver / name
+        device.mkdir(parents=True)
+        (device / "class").write_text(kind + "\n")
+    found = finding("bypasses", good)
+    assert (found.state, found.found) == ("warn", f"NVMe disks that a program drives by itself: 0000:01:00.0 ({driver})")
+
+
+def test_a_way_from_disk_to_gpu_is_told(host: Make) -> None:
+    good = host()
+    (good.sys_root / "module/nvidia_fs").mkdir(parents=True)
+    assert finding("bypasses", good).found.startswith("nvidia-fs is loaded")
+
+
 def test_every_check_of_a_good_host_is_ok(host: Make) -> None:
     good = host()
     assert {name: finding(name, good).state for name in CHECKS if name not in LIBRARIES} == dict.fromkeys(

@@ -40,8 +40,8 @@ def test_around_every_power_of_two_a_single_value_is_found() -> None:
 
 
 def test_no_percentile_exceeds_the_largest_value() -> None:
-    values = np.full(10, (1 << 20) + 1)
-    assert of(values) == Percentiles(*[((1 << 20) + 1) / 1e9] * 4, sum=10 * ((1 << 20) + 1) / 1e9)
+    only = ((1 << 20) + 1) / 1e9
+    assert of(np.full(10, (1 << 20) + 1)) == Percentiles(only, only, only, only, sum=10 * ((1 << 20) + 1) / 1e9)
 
 
 def test_short_ones_share_a_part_of_520_ns() -> None:

@@ -105,6 +105,8 @@ class HandRows:
     submission_rows: list[Submission]
     attributed_rows: list[AttributedBytes]
     file_rows: list[FileUse]
+    error_rows: list[ErrorCount]
+    use_rows: list[DeviceUse]
 
     def streams(self) -> list[Stream]:
         return self.stream_rows
@@ -116,13 +118,13 @@ class HandRows:
         return []
 
     def errors(self) -> list[ErrorCount]:
-        return []
+        return self.error_rows
 
     def call_distributions(self) -> list[CallDistributions]:
         return []
 
     def device_use(self) -> list[DeviceUse]:
-        return []
+        return self.use_rows
 
     def attributed_bytes(self) -> list[AttributedBytes]:
         return self.attributed_rows
@@ -311,7 +313,7 @@ def facts() -> SessionFacts:
 def document(
     facts: SessionFacts, owners: dict[int, HandOwner], devices: HandDevices, files: HandFiles, state: ProbeState
 ) -> Callable[..., Document]:
-    """document(streams, submissions, used=…, owners=…, shared=…, state=…, **what differs in the facts)
+    """document(streams, submissions, used=…, errors=…, owners=…, shared=…, state=…, **what differs in the facts)
 
     shared: bytes of a file with several writers, beside those of the streams.
     """
@@ -321,6 +323,7 @@ def document(
         submissions: list[Submission] | None = None,
         *,
         used: list[FileUse] | None = None,
+        errors: list[ErrorCount] | None = None,
         owners: dict[int, HandOwner] = owners,
         shared: int = 0,
         state: ProbeState = state,
@@ -329,7 +332,8 @@ def document(
         bytes_ = attributed(streams, owners)
         if shared:
             bytes_.append(AttributedBytes(NVME, OwnerKind.PROCESS, True, shared, shared))
-        rows = HandRows(streams, submissions or [], bytes_, used or [])
+        use = [DeviceUse(NVME, Op.READ, 20, 2621440, 3, 4.0, 10.0)]
+        rows = HandRows(streams, submissions or [], bytes_, used or [], errors or [], use)
         made = replace(facts, **different)
         return build(made, rows, owners, devices, files, hand_role, state, {NVME: 4.0})
 

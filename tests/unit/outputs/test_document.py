@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from llmio_probe.aggregate.rows import STAGES, FileUse, Stream, Submission
+from llmio_probe.aggregate.rows import STAGES, ErrorCount, FileUse, Stream, Submission
 from llmio_probe.kernel.records import Engine, Op, Path
 from llmio_probe.kernel.state import DeviceCounts, ProbeState
 from llmio_probe.outputs.document import Document, dump, schema
@@ -42,6 +42,7 @@ def full(
             stream(device=dm, latency_seconds=dict.fromkeys(STAGES)),
         ],
         [submission(), submission(op=None, bytes=None, submit_seconds=None, wait_seconds=1.5)],
+        errors=[ErrorCount(2, dm, Op.READ, 10, 1)],
         used=[file_use(), file_use(file=3, owner=0, read_bytes=0)],
         session=lambda owner: True,
         command=["python", "-m", "flexgen.flex_opt"],
@@ -55,7 +56,7 @@ def test_every_document_follows_the_schema(validator: Any, full: Document, docum
 
 
 def test_the_schema_refuses_what_the_design_does_not_name(validator: Any, full: Document) -> None:
-    lists = [full[name][0] for name in ("workers", "streams", "files", "submissions", "devices")]
+    lists = [full[name][0] for name in ("workers", "streams", "files", "submissions", "errors", "devices")]
     parts = [full[name] for name in ("host", "command", "attribution", "accounting", "losses")]
     for place in (full, *lists, *parts):
         place["surprise"] = 1
@@ -98,8 +99,8 @@ def test_the_schema_describes_every_field_of_a_file_that_its_name_does_not() -> 
 
 def test_the_keys_come_in_the_order_of_the_design(full: Document) -> None:
     assert " ".join(full) == (
-        "schema start duration_seconds end host command workers streams files submissions devices attribution "
-        "accounting losses"
+        "schema start duration_seconds end scope host command workers streams files submissions errors devices "
+        "attribution accounting losses"
     )
     assert " ".join(full["workers"][0]) == "worker pid start_ticks framework rank container pod command"
     assert " ".join(full["streams"][0]) == (
@@ -135,11 +136,11 @@ def test_a_stream_says_all_that_its_row_says(document: Any, stream: Callable[...
             "errors": 1,
             "requeues": 2,
             "exact": True,
-            "size_bytes": {"p50": 131072, "p90": 131072, "p99": 131072, "max": 131072},
+            "size_bytes": {"p50": 131072, "p90": 131072, "p99": 131072, "max": 131072, "sum": 1310720},
             "latency_seconds": {
-                "queue": {"p50": 2e-06, "p90": 4e-06, "p99": 8e-06, "max": 9e-06},
-                "device": {"p50": 9.8e-05, "p90": 0.0004, "p99": 0.0012, "max": 0.0025},
-                "total": {"p50": 0.0001, "p90": 0.0004, "p99": 0.00121, "max": 0.00251},
+                "queue": {"p50": 2e-06, "p90": 4e-06, "p99": 8e-06, "max": 9e-06, "sum": 3e-05},
+                "device": {"p50": 9.8e-05, "p90": 0.0004, "p99": 0.0012, "max": 0.0025, "sum": 0.00547},
+                "total": {"p50": 0.0001, "p90": 0.0004, "p99": 0.00121, "max": 0.00251, "sum": 0.0055},
             },
         }
     ]
@@ -194,8 +195,53 @@ def test_devices_say_what_the_session_and_what_others_moved(document: Any, strea
         ]
     )
     assert made["devices"] == [
-        {"device": "nvme0n1", "layer": "disk", "session_bytes": 100, "others_bytes": 37, "busy_seconds": 4.0}
+        {
+            "device": "nvme0n1",
+            "layer": "disk",
+            "session_bytes": 100,
+            "others_bytes": 37,
+            "neighbours": [
+                {"worker": "backup", "pid": 456, "bytes": 30},
+                {"worker": "kernel:journal", "pid": None, "bytes": 7},
+            ],
+            "busy_seconds": 4.0,
+            "in_flight_seconds": 10.0,
+        }
     ]
+
+
+def test_neighbours_are_whole_owners_the_largest_first(document: Any, stream: Callable[..., Stream]) -> None:
+    rows = [stream(owner=0, bytes=5), stream(owner=3, bytes=3), stream(owner=3, op=Op.WRITE, bytes=4)]
+    [device] = document([*rows, stream(owner=4, op=Op.DISCARD, bytes=1 << 30)])["devices"]
+    assert [(row["worker"], row["bytes"]) for row in device["neighbours"]] == [("backup", 7), ("unknown", 5)]
+    assert device["others_bytes"] == 12
+
+
+def test_of_the_whole_host_everybody_is_the_session(
+    document: Any, validator: Any, stream: Callable[..., Stream]
+) -> None:
+    made = document([stream(bytes=100), stream(owner=3, bytes=30), stream(owner=0, bytes=7)], session=None)
+    assert made["scope"] == "host"
+    assert len(made["streams"]) == 3
+    [device] = made["devices"]
+    assert (device["session_bytes"], device["others_bytes"], device["neighbours"]) == (137, 0, [])
+    validator.validate(made)
+
+
+def test_errors_are_the_sessions_own_by_their_status(document: Any, validator: Any, nvme: int, dm: int) -> None:
+    rows = [
+        ErrorCount(2, nvme, Op.READ, 10, 2),
+        ErrorCount(2, dm, Op.WRITE, 15, 1),
+        ErrorCount(3, nvme, Op.READ, 10, 9),
+    ]
+    made = document([], errors=rows)
+    flexgen = {"worker": "flexgen", "pid": 123}
+    assert made["errors"] == [
+        {**flexgen, "device": "dm-0", "op": "write", "status": "15", "requests": 1},
+        {**flexgen, "device": "nvme0n1", "op": "read", "status": "ioerr", "requests": 2},
+    ]
+    validator.validate(made)
+    assert [row["device"] for row in document([], errors=rows, device_filter=frozenset({dm}))["errors"]] == ["dm-0"]
 
 
 def test_a_stream_of_parts_only_is_shown_with_its_bytes_and_without_percentiles(
@@ -318,7 +364,7 @@ def test_accounting_and_losses_are_sums(document: Any, state: ProbeState) -> Non
         "expired": 0,
         "in_flight_at_attach": 2,
     }
-    assert made["losses"] == {"records_lost": 7, "overflowed_requests": 0, "missed_probes": 8}
+    assert made["losses"] == {"records_lost": 3, "overflowed_requests": 0, "missed_probes": 8}
 
 
 def test_what_the_kernel_does_not_count_is_null(document: Any, state: ProbeState) -> None:

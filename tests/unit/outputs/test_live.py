@@ -42,6 +42,7 @@ def test_the_first_lines_are_the_rates_since_the_start_of_what_moves_something(
     assert screen.getvalue() == (
         HEADER + "     2.0  flexgen                  nvme0n1    read           128.0     1,024  128.0 KiB\n"
         "     2.0  kernel:journal           nvme0n1    write            0.0         1    4.0 KiB\n"
+        "     2.0  flexgen                  nvme0n1    flush            0.0         0        0 B\n"
     )
 
 

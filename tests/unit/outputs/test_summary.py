@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from llmio_probe.aggregate.rows import STAGES, FileUse, Percentiles, Stream, Submission
+from llmio_probe.aggregate.rows import STAGES, ErrorCount, FileUse, Percentiles, Stream, Submission
 from llmio_probe.kernel.records import Engine, Op, Path
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.outputs.document import Document
 from llmio_probe.outputs.summary import TOP_FILES, TOP_STREAMS, WIDTH, render
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @pytest.fixture
@@ -59,15 +59,15 @@ def test_a_session_with_a_neighbour(busy: Callable[..., Document]) -> None:
         == """\
 llmio-probe watched for 5.0 s.
 
-Requests spent most of their time on the device: 2.0 % queue, 98.0 % device
-(by the medians of all streams, weighted by their requests).
-nvme0n1 is shared: others moved 28.2 % of its bytes.
+Requests spent most of their time on the device: 0.5 % queue, 99.5 % device.
+nvme0n1 is shared: 27.4 % of its bytes are of backup[456].
 
-Devices  session                  others                 busy
-nvme0n1  1.3 GiB  268.8 MiB/s  528.0 MiB  105.6 MiB/s  80.0 %
+Devices  session                  others                 busy  depth
+nvme0n1  1.3 GiB  268.8 MiB/s  528.0 MiB  105.6 MiB/s  80.0 %    2.5
+(rates over the whole time; depth: requests in flight while it was busy)
 
 Who did what, by bytes
-    requests      bytes         rate   queue p50       p99  device p50       p99
+    requests      bytes    mean rate   queue p50       p99  device p50       p99
 flexgen[123] read weights mmap/page_cache nvme0n1, 128.0 KiB each (p50)
       10,240    1.2 GiB  256.0 MiB/s      2.0 us    8.0 us     98.0 us    1.2 ms
 flexgen[123] write kv_cache mmap/writeback nvme0n1, 128.0 KiB each (p50)
@@ -86,11 +86,12 @@ Which files, by bytes
 What programs asked       calls  requests/call  in submit  in wait
 flexgen[123] libaio wait    100              -          -    3.1 s
 flexgen[123] libaio read  1,024           32.0    12.0 ms        -
+(in submit, in wait: added up over all calls and threads)
 
-Whose bytes: workers 99.2 %, kernel 0.0 %, unknown 0.8 % of 1.9 GiB on disks.
-Of which file: 99.2 % known, 0.8 % unknown (the kernel's own count as known).
+Everybody's 1.9 GiB on disks: workers 99.2 %, kernel 0.0 %, unknown 0.8 %.
+Of which files: 99.2 % known, 0.8 % unknown (the kernel's own count as known).
 64.0 MiB went to files that several processes wrote; the last one is named.
-2 requests had not ended yet; they are not in the figures above.
+2 requests of the host had not ended yet; they are not in the figures above.
 Exact: no record was lost and no request went missing.
 """
     )
@@ -117,7 +118,7 @@ No block request was made by what was watched. Usual reasons, and what to try:
   * Another process does the I/O, one that is no child of what was watched, or
     it goes to a device that --device leaves out. Try llmio-probe --all.
 
-2 requests had not ended yet; they are not in the figures above.
+2 requests of the host had not ended yet; they are not in the figures above.
 Exact: no record was lost and no request went missing.
 """
     )
@@ -154,10 +155,10 @@ def test_the_heading_says_how_it_ended(document: Any, ending: dict[str, Any], he
 
 
 def test_a_long_queue_is_named_before_anything_else(document: Any, stream: Callable[..., Stream]) -> None:
-    slow = Percentiles(0.003, 0.004, 0.005, 0.006)
-    fast = Percentiles(0.001, 0.001, 0.001, 0.001)
+    slow = Percentiles(0.001, 0.001, 0.005, 0.006, 0.3)  # of a few: the median would not tell
+    fast = Percentiles(0.001, 0.001, 0.001, 0.001, 0.1)
     text = render(document([stream(latency_seconds={"queue": slow, "device": fast, "total": slow})]))
-    assert text.splitlines()[2] == "Requests spent most of their time in the queue: 75.0 % queue, 25.0 % device"
+    assert text.splitlines()[2] == "Requests spent most of their time in the queue: 75.0 % queue, 25.0 % device."
 
 
 def test_an_idle_device_is_not_blamed(document: Any, stream: Callable[..., Stream]) -> None:
@@ -172,8 +173,86 @@ def test_the_device_with_most_of_the_bytes_is_the_one_to_talk_about(
     assert "nvme0n1 had nothing to do" not in text
 
 
-def test_errors_are_called_out(document: Any, stream: Callable[..., Stream]) -> None:
-    assert "\n2 requests ended with an error: see the kernel log (dmesg).\n" in render(document([stream(errors=2)]))
+def test_a_layer_on_disks_does_not_count_its_time_again(document: Any, stream: Callable[..., Stream], dm: int) -> None:
+    slow = Percentiles(1.0, 1.0, 1.0, 1.0, 100.0)
+    text = render(document([stream(), stream(device=dm, latency_seconds=dict.fromkeys(STAGES, slow))]))
+    assert text.splitlines()[2].endswith("on the device: 0.5 % queue, 99.5 % device.")
+
+
+def test_requests_held_in_front_of_an_idle_device_are_not_the_programs_fault(
+    document: Any, stream: Callable[..., Stream]
+) -> None:
+    long, short = Percentiles(0.1, 0.1, 0.1, 0.1, 1.0), Percentiles(0.001, 0.001, 0.001, 0.001, 0.01)
+    held = stream(latency_seconds={"queue": long, "device": short, "total": long})
+    text = render(document([held], duration_seconds=16.0))
+    assert (
+        "\nnvme0n1 had nothing to do for 75.0 % of the time, while requests were held in front of it: see\n"
+        "  /sys/block/nvme0n1/queue/scheduler\n"
+    ) in text
+
+
+def test_the_neighbour_with_most_bytes_is_named(
+    document: Any, stream: Callable[..., Stream], owners: dict[int, Any], worker: Any
+) -> None:
+    more = {**owners, 5: worker(5, "mysqld", 812)}
+    text = render(
+        document([stream(bytes=MIB), stream(owner=3, bytes=MIB), stream(owner=5, bytes=2 * MIB)], owners=more)
+    )
+    assert "\nnvme0n1 is shared: 75.0 % of its bytes are of 2 others, most of all mysqld[812] 2.0 MiB.\n" in text
+
+
+def test_bytes_of_nobody_known_are_not_called_a_neighbours(document: Any, stream: Callable[..., Stream]) -> None:
+    text = render(document([stream(bytes=MIB), stream(owner=0, bytes=MIB), stream(owner=4, bytes=MIB)]))
+    assert "is shared" not in text
+    assert "\nWhose 33.3 % of nvme0n1's bytes are is not known: written before the watching\nbegan, or held" in text
+
+
+def test_with_the_whole_host_there_are_no_others(document: Any, stream: Callable[..., Stream]) -> None:
+    text = render(document([stream(), stream(owner=3)], session=None))
+    assert text.startswith("llmio-probe watched the whole host for 5.0 s.\n")
+    assert "others" not in text
+    assert "Try llmio-probe --all" not in render(document([], session=None))
+
+
+def test_a_disk_that_hardly_worked_is_told_with_where_else_to_look(
+    document: Any, stream: Callable[..., Stream]
+) -> None:
+    hint = "Little reached a disk: what came from the page cache, tmpfs or the network is not seen."
+    assert hint in render(document([stream()], duration_seconds=100.0)).splitlines()
+    assert hint not in render(document([stream(bytes=GIB)], duration_seconds=100.0)).splitlines()
+
+
+def test_what_takes_the_time_is_shown_however_few_bytes_it_moves(document: Any, stream: Callable[..., Stream]) -> None:
+    engines = list(Engine)[:4]
+    many = [
+        stream(op=op, engine=engine, path=path, bytes=GIB)
+        for op in (Op.READ, Op.WRITE) for engine in engines for path in (Path.DIRECT, Path.PAGE_CACHE)
+    ]  # fmt: skip
+    slow = Percentiles(0.1, 0.1, 0.1, 0.1, 9.0)
+    flush = stream(op=Op.FLUSH, role="other", bytes=0, latency_seconds=dict.fromkeys(STAGES, slow))
+    text = render(document([*many, flush]))
+    assert f"\nWho did what, by bytes (the top {TOP_STREAMS + 1} of 17)\n" in text
+    assert "\nflexgen[123] flush mmap/page_cache nvme0n1\n" in text
+
+
+def test_errors_are_called_out_by_what_they_were(document: Any, stream: Callable[..., Stream], nvme: int) -> None:
+    errors = [
+        ErrorCount(2, nvme, Op.READ, 10, 2),
+        ErrorCount(2, nvme, Op.WRITE, 7, 1),
+        ErrorCount(3, nvme, Op.READ, 2, 9),
+    ]
+    text = render(document([stream(errors=2)], errors=errors))
+    assert "\nRequests ended with an error: 2 ioerr, 1 medium on nvme0n1.\nSee the kernel log (dmesg).\n" in text
+
+
+def test_what_a_device_does_not_know_is_no_error(document: Any, stream: Callable[..., Stream], nvme: int) -> None:
+    errors = [ErrorCount(2, nvme, Op.DISCARD, 1, 2), ErrorCount(2, nvme, Op.READ, 12, 2)]
+    assert "error" not in render(document([stream(errors=4)], errors=errors))
+
+
+def test_what_the_kernel_does_not_count_is_not_called_exact(document: Any, state: ProbeState) -> None:
+    text = render(document([], state=replace(state, losses=replace(state.losses, missed_probes={}))))
+    assert text.endswith("\nNo record was lost; whether programs were skipped is not counted by this kernel.\n")
 
 
 def test_unknown_latencies_are_a_dash_and_no_guess(document: Any, stream: Callable[..., Stream]) -> None:
@@ -204,7 +283,7 @@ def test_only_the_top_streams_are_shown_and_it_says_so(
 def test_the_kernels_own_work_is_shown_by_what_it_was(document: Any, stream: Callable[..., Stream]) -> None:
     text = render(document([stream(owner=4, op=Op.WRITE, path=Path.UNKNOWN, role="other")], session=lambda owner: True))
     assert "\nkernel:journal write mmap nvme0n1, 128.0 KiB each (p50)\n" in text
-    assert "\nOf which file: 100.0 % known, 0.0 % unknown" in text
+    assert "\nOf which files: 100.0 % known, 0.0 % unknown" in text
 
 
 def test_a_stream_of_parts_only_is_shown_with_its_bytes(document: Any, stream: Callable[..., Stream]) -> None:
