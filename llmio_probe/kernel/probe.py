@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -287,11 +287,7 @@ class Probe:
 
     def state(self) -> ProbeState:
         """The kernel's counts. After ``stop`` they add up; before it they are read one after the other."""
-        entries = np.concatenate([table.items()[1][:, 0] for table in self._requests])
-        made = self._made_bios.items()[1][:, 0]
-        in_flight = np.concatenate(
-            [entries[entries["in_flight"] == _STARTED][["slot", "op"]], made[["slot", "op"]]], dtype=_IN_FLIGHT
-        )
+        in_flight = np.concatenate([*self._requests_in_flight()], dtype=_IN_FLIGHT)
         losses = self._sum(self._losses, 0)
         return ProbeState(
             [self._device(int(device), int(slot), in_flight) for device, slot in self._device_slots()],
@@ -304,6 +300,14 @@ class Probe:
             dict(self._program_costs),
             {"requests": self._request_rings.peak},
         )  # fmt: skip
+
+    def _requests_in_flight(self) -> Iterator[Records]:
+        """Slots and ops. The tables of a large host are some 20 MiB, of which hardly anything is in flight."""
+        for table in self._requests:
+            for _, values in table.batches():
+                yield values[values["in_flight"] == _STARTED][["slot", "op"]].copy()
+        for _, values in self._made_bios.batches():
+            yield values[:, 0][["slot", "op"]].copy()
 
     def shortages(self) -> list[str]:
         """What found no room in a table, a sentence each: counted, but it costs names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,13 @@ class Table:
             found.append(previous)
 
     def items(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All keys, shape (n,), and values, shape (n, cpus), in batches (Linux 5.6); may miss changes meanwhile."""
-        keys, values, position = [], [], None
+        """All keys, shape (n,), and values, shape (n, cpus); may miss changes meanwhile."""
+        keys, values = zip(*((keys.copy(), values.copy()) for keys, values in self.batches()), strict=True)
+        return np.concatenate(keys), np.concatenate(values)
+
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """As items, some at a time (Linux 5.6), of which nobody may keep what the next ones overwrite; one at least."""
+        position = None
         batch_keys = np.zeros(_BATCH, self.key)
         batch_values = np.zeros((_BATCH, self.cpus), self._padded_value)
         # Room for a hash map's position, a 32-bit bucket, and for an array's, its key.
@@ -78,10 +84,9 @@ class Table:
                 last = False
             except FileNotFoundError:
                 last = True
-            keys.append(batch_keys[: count.value].copy())
-            values.append(self._values(batch_values[: count.value]).copy())
+            yield batch_keys[: count.value], self._values(batch_values[: count.value])
             if last:
-                return np.concatenate(keys), np.concatenate(values)
+                return
             position = token.ctypes.data
 
     @property
