@@ -138,9 +138,9 @@ def describe(found: Sample, load: Load) -> str:
 def judge(
     running: Daemon, disk: Disk, load: Load, samples: Sequence[Sample], completed_before: int
 ) -> Sequence[Promise]:
-    counted = list(counters(running, disk, load))  # first: a moment later they are forgotten, as was asked for
     # Requests whose end the host did not show are told when their place is used again (tests/live/harness.py).
     load.worker_requests += sum(stir(disk).values()) // BLOCK
+    counted = list(counters(running, load))  # at once: a moment later they are forgotten, as was asked for
     warm = [found for found in samples if found.seconds >= WARM_UP * samples[-1].seconds]
     return [
         *counted,
@@ -152,21 +152,15 @@ def judge(
     ]
 
 
-def counters(running: Daemon, disk: Disk, load: Load) -> Iterator[Promise]:
+def counters(running: Daemon, load: Load) -> Iterator[Promise]:
     for name, each in (("llmio_requests_total", 1), ("llmio_bytes_total", BLOCK)):
         expected = each * load.fio_requests
         deadline = time.monotonic() + GRACE_SECONDS / 4
-        while (found := fios(running, disk, name, each)) != expected and time.monotonic() < deadline:
+        while (found := running.value(name, worker="fio", op="read")) != expected and time.monotonic() < deadline:
             time.sleep(0.1)
         yield Promise(f"{name} of fio's: {found:,.0f} counted, {expected:,} by fio's own account", found == expected)
     lost = running.value("llmio_records_lost_total")
     yield Promise(f"records lost: {lost:.0f}", lost == 0)
-
-
-def fios(running: Daemon, disk: Disk, name: str, each: int) -> float:
-    """What the host did not show the end of is in flight."""
-    in_flight = running.value("llmio_requests_in_flight", device=disk.device)
-    return running.value(name, worker="fio", op="read", device=disk.device) + each * in_flight
 
 
 def totals(running: Daemon, disk: Disk, load: Load, disks: int) -> Promise:
