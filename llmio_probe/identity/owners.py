@@ -6,6 +6,7 @@ A record costs a few NumPy operations in a batch; Python runs once for each proc
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ OURSELVES = "llmio-probe"
 _LONGEST_WAIT = 60.0
 _LONGEST_WAIT_IN_SESSION = 2.0
 """Seconds between two looks at a Python process that may still show what it is. A session may be over before long."""
+
+_LATE = 1 << 14
+"""Forgotten processes whose owner is kept for records that come later still: some 3 MB, and at ten short processes a
+second half an hour of them.
+"""
 
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults cost more than the work itself."""
@@ -61,7 +67,9 @@ class Owner:
 
 @dataclass(eq=False)
 class _Known:
-    """A (tgid, start time) that the kernel named. process is None for a kernel thread."""
+    """A (tgid, start time) that the kernel named. process is None for a kernel thread, and where no more than the owner
+    is left of it.
+    """
 
     tgid: int
     start_ns: int
@@ -128,6 +136,7 @@ class Identity:
         self._ourselves = ourselves
         self._slots = Slots()
         self._known: dict[tuple[int, int], _Known] = {}
+        self._late: dict[tuple[int, int], int] = {}  # owners of the newest that were forgotten, as long as these live
         self._table: _Table | None = None  # None: something changed since it was made
         self._folded: Counter[SlotKey] = Counter()  # known processes of each worker without a series
         self._worker_owners: dict[ProcessId | str, int] = {}  # by process in a session, else by the slot's name
@@ -218,12 +227,16 @@ class Identity:
                 self._table = None
                 if known.folded is not None:
                     self._folded[known.folded] -= 1
+                # An expired request is noticed when its memory is used again, and writeback may be slow.
+                elif known.owner != OTHER:
+                    self._late[key] = known.owner
         self._folded = +self._folded
         gone = [slot for slot in self._slots if slot.vacant_since is not None and slot.vacant_since < before]
         indexes = [self._worker_owners.pop(slot.worker) for slot in gone]
         for slot, index in zip(gone, indexes, strict=True):
             self._slots.close(slot)
             del self.owners[index]
+        self._late = dict([late for late in self._late.items() if late[1] in self.owners][-_LATE:])
         return indexes
 
     # Learning about one process
@@ -308,7 +321,12 @@ class Identity:
         for tgid, start_ns, is_kernel in set(zip(tgids.tolist(), starts.tolist(), kernel.tolist(), strict=True)):
             if (tgid, start_ns) in self._known:
                 continue
-            if is_kernel:
+            owner = self._late.pop((tgid, start_ns), None)
+            if owner is not None:
+                # Until the next sweep, which makes it the newest of the late ones.
+                self._known[tgid, start_ns] = _Known(tgid, start_ns, owner, ended_at=-math.inf)
+                self._table = None
+            elif is_kernel:
                 facts = self._facts(ProcessId(tgid, ns_to_ticks(start_ns, self._tick_ns)))
                 self._learn_kernel_thread(tgid, start_ns, facts.comm if facts is not None else "")
             else:

@@ -552,6 +552,65 @@ def test_a_worker_lives_as_long_as_any_of_its_processes(daemon: Identity, host: 
     assert worker_of(daemon, 6) == "fio"
 
 
+def forget(identity: Identity, host: Host, *pids: int) -> None:
+    """They end, and the grace passes."""
+    for pid in pids:
+        host.end(pid)
+    identity.expire()
+    host.now += 301
+    identity.expire()
+
+
+def test_late_records_of_a_process_count_for_its_worker_while_that_lives(daemon: Identity, host: Host) -> None:
+    """A request whose completion was not seen is noticed when its memory is used again, long after its process."""
+    for pid in (5, 6, 7):
+        host.run(pid, "fio")
+    fio = owner_of(daemon, requests(5, 6, 7))
+    forget(daemon, host, 5, 6)
+    host.run(6, "cp", start_ticks=90_000)
+    daemon.resolve(requests(6, start_ticks=90_000))
+    for _ in range(3):  # however often a sweep comes between them
+        late = np.concatenate([requests(5, 7, 5), requests(6, start_ticks=90_000), requests(6, 8)])
+        workers = [daemon.owners[owner].worker for owner in daemon.resolve(late).tolist()]
+        assert workers == ["fio", "fio", "fio", "cp", "fio", "other"]
+        assert owner_of(daemon, calls(5)) is fio
+        host.now += 1000
+        daemon.expire()
+
+
+def test_late_records_of_a_kernel_thread_are_its_own(daemon: Identity, host: Host) -> None:
+    daemon.observe(announced(40, "kworker/u8:1", flags=ProcessFlag.KERNEL_THREAD))
+    daemon.expire()
+    host.now += 301
+    daemon.expire()
+    assert owner_of(daemon, requests(40, kind=OwnerKind.KERNEL)).worker == "kernel:kworker"
+
+
+def test_a_worker_that_expires_takes_its_late_processes_with_it(daemon: Identity, host: Host) -> None:
+    for pid in (5, 6):
+        host.run(pid, "fio")
+    daemon.resolve(requests(5, 6))
+    forget(daemon, host, 5)
+    assert worker_of(daemon, 5) == "fio"
+    forget(daemon, host, 6)
+    assert worker_of(daemon, 5, 6) == "other"
+    assert not daemon._late
+
+
+def test_only_the_newest_processes_are_kept_for_late_records(
+    daemon: Identity, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmio_probe.identity.owners._LATE", 2)
+    for pid in (5, 6, 7, 8):
+        host.run(pid, "fio")
+    daemon.resolve(requests(5, 6, 7, 8))
+    for pid in (5, 6):
+        forget(daemon, host, pid)
+    daemon.resolve(requests(5))
+    forget(daemon, host, 7)
+    assert [worker_of(daemon, pid) for pid in (5, 6, 7, 8)] == ["fio", "other", "fio", "fio"]
+
+
 def test_a_worker_whose_process_moved_on_expires(daemon: Identity, host: Host) -> None:
     host.run(5, "bash")
     index = owner_of(daemon, requests(5)).index
