@@ -108,9 +108,9 @@ class Identity:
 
     Otherwise each worker slot is an owner, at most ``limit`` of them. Plain commands may hold half of those (and one
     at least), so that no number of cron jobs shuts out a framework. Whoever finds no room is folded into "other" and
-    stays there as long as it lives, except that a plain command which turns out to be a framework's is placed once
-    more; what it did until then stays with "other", so nothing is counted twice. A slot is given up ``grace`` seconds
-    after its last process ended.
+    stays there as long as it is called the same. Whose name comes late, who execs, and a command which turns out to be
+    a framework's is placed once more; what it did until then stays with "other", so nothing is counted twice. A slot is
+    given up ``grace`` seconds after its last process ended.
     """
 
     def __init__(
@@ -361,7 +361,8 @@ class Identity:
         """Puts a process into the slot that it belongs to now, which mostly is the one that it is in."""
         if known.slot is not None and known.slot.key == key:
             return
-        if known.folded is not None and (known.folded.framework is not None or key.framework is None):
+        # A shell that does I/O before it execs must not make its child "other" for life.
+        if known.folded is not None and (known.folded.base, known.folded.framework) == (key.base, key.framework):
             return
         slot = self._slots.join(key, self._is_vacant)
         if slot is None:
@@ -391,7 +392,7 @@ class Identity:
         return key.framework is not None or plain < max(1, self._limit // 2)
 
     def _fold(self, known: _Known, key: SlotKey) -> None:
-        if known.folded is not None and key.framework is None:
+        if known.folded == key:
             return
         self._leave(known)
         known.folded = key

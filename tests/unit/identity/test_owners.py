@@ -32,6 +32,15 @@ def process_of(identity: Identity, pid: int) -> Process:
     return process
 
 
+def forget(identity: Identity, host: Host, *pids: int) -> None:
+    """They end, and the grace passes."""
+    for pid in pids:
+        host.end(pid)
+    identity.expire()
+    host.now += 301
+    identity.expire()
+
+
 # What a record says of its owner
 
 
@@ -500,6 +509,69 @@ def test_a_folded_command_that_turns_out_to_be_a_frameworks_gets_its_slot(
     assert worker_of(identity, 7) == "other"
 
 
+def test_a_folded_command_that_execs_into_a_worker_with_series_leaves_other(
+    make_identity: MakeIdentity, host: Host
+) -> None:
+    """A shell's child reads a cold binary before it becomes that."""
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    host.run(6, "bash")
+    assert [worker_of(identity, pid) for pid in (5, 6)] == ["fio", "other"]
+    host.run(6, "fio")
+    identity.observe(announced(6, "fio"))
+    assert worker_of(identity, 6) == "fio"
+    assert identity.folded == 1
+    assert not +identity._folded
+
+
+def test_a_folded_command_that_execs_takes_a_room_that_has_become_free(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    host.run(6, "bash")
+    identity.resolve(requests(5, 6))
+    forget(identity, host, 5)
+    identity.observe(announced(6, "bash"))
+    assert worker_of(identity, 6) == "other"  # the same as before
+    host.run(6, "tar")
+    identity.observe(announced(6, "tar"))
+    assert worker_of(identity, 6) == "tar"
+
+
+def test_a_folded_command_that_execs_and_ends_at_once_leaves_other(make_identity: MakeIdentity, host: Host) -> None:
+    identity = make_identity(limit=1)
+    host.run(5, "fio")
+    host.run(6, "bash")
+    identity.resolve(requests(5, 6))
+    host.end(6)
+    identity.observe(announced(6, "fio"))
+    assert worker_of(identity, 6) == "fio"
+
+
+def test_a_folded_command_that_execs_where_there_is_no_room_is_one_more_worker_without_series(
+    make_identity: MakeIdentity, host: Host
+) -> None:
+    identity = make_identity(limit=1)
+    for pid, name in ((5, "fio"), (6, "bash"), (7, "bash")):
+        host.run(pid, name)
+    identity.resolve(requests(5, 6, 7))
+    for _ in range(2):
+        host.run(6, "tar")
+        identity.observe(announced(6, "tar"))
+        assert worker_of(identity, 6) == "other"
+    assert identity.folded == 2
+    assert {key.base: count for key, count in identity._folded.items()} == {"bash": 1, "tar": 1}
+
+
+def test_a_process_whose_name_comes_after_its_first_record_leaves_other(daemon: Identity, host: Host) -> None:
+    assert worker_of(daemon, 6) == "other"
+    daemon.observe(announced(6, "dd"))
+    assert worker_of(daemon, 6) == "dd"
+    assert worker_of(daemon, 7) == "other"
+    host.run(7, "fio")
+    daemon.observe(announced(7, "fio"))
+    assert worker_of(daemon, 7) == "fio"
+
+
 def test_a_session_has_no_limit(make_identity: MakeIdentity, host: Host) -> None:
     identity = make_identity(per_process=True, limit=1)
     host.run(5, "fio")
@@ -550,15 +622,6 @@ def test_a_worker_lives_as_long_as_any_of_its_processes(daemon: Identity, host: 
     host.now += 1000
     assert daemon.expire() == []
     assert worker_of(daemon, 6) == "fio"
-
-
-def forget(identity: Identity, host: Host, *pids: int) -> None:
-    """They end, and the grace passes."""
-    for pid in pids:
-        host.end(pid)
-    identity.expire()
-    host.now += 301
-    identity.expire()
 
 
 def test_late_records_of_a_process_count_for_its_worker_while_that_lives(daemon: Identity, host: Host) -> None:
