@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmio_probe.identity.containers import container_of
+from llmio_probe.identity.containers import container_of, shows_v1_roots
 from llmio_probe.identity.facts import FactSource, ProcessFacts, ProcessId, ns_to_ticks
 from llmio_probe.identity.frameworks import Identification, Rule, identify, is_python, worker_name
 from llmio_probe.identity.workers import Slot, SlotKey, Slots, kernel_name, plain_name
@@ -257,18 +257,14 @@ class Identity:
         if facts is not None and _tells(facts):
             self._apply(known, facts)
             return known
-        # It ended before we could look, or is about to: on cgroup v1 it is in the root cgroup by then (cgroup_exit), on
-        # v2 still where it was. Otherwise its container is its parent's, unless it had changed that itself.
+        # It ended before we could look, or is about to.
         process = known.process
         assert process is not None
         comm = comm or (facts.comm if facts is not None else None)
         if comm is not None:
             process.comm = process.command = comm
         process.framework = process.rank = None
-        if facts is not None and container_of(facts.cgroup or "") != (None, None):
-            self._set_cgroup(known, process, facts.cgroup)
-        elif known.cgroup is None and parent is not None:
-            self._set_cgroup(known, process, self._cgroup_of(*parent))
+        self._set_cgroup(known, process, self._last_cgroup(known, facts, parent))
         self._check(known)
         name = plain_name("", comm or "")
         if name is None and not self._per_process:
@@ -350,6 +346,18 @@ class Identity:
             return known.cgroup
         facts = self._facts(ProcessId(tgid, ns_to_ticks(start_ns, self._tick_ns)))
         return facts.cgroup if facts is not None and _tells(facts) else None
+
+    def _last_cgroup(self, known: _Known, facts: ProcessFacts | None, parent: tuple[int, int] | None) -> str | None:
+        """Of a process that exits. v1 shows the root by then, v2 still where it was. Otherwise it is where it was seen
+        before, or where its parent is, unless it had changed that itself.
+        """
+        shown = facts.cgroup if facts is not None else None
+        container = container_of(shown or "")
+        if container != (None, None) and not shows_v1_roots(shown or ""):
+            return shown
+        before = known.cgroup if known.cgroup is not None or parent is None else self._cgroup_of(*parent)
+        # With v1 and v2 beside each other the text has lost a part, but may show a container of its own.
+        return before if container in ((None, None), container_of(before or "")) else shown
 
     def _set_cgroup(self, known: _Known, process: Process, cgroup: str | None) -> None:
         known.cgroup = cgroup
@@ -484,8 +492,12 @@ class Identity:
 
 
 def _tells(facts: ProcessFacts | None) -> bool:
-    """A process that is about to end has lost its command line and environment before it is gone, or even a zombie."""
-    return facts is not None and bool(facts.cmdline)
+    """A process that is about to end has lost its place in cgroup v1, then its command line and environment, before it
+    is gone, or even a zombie.
+    """
+    if facts is None or (facts.exiting and shows_v1_roots(facts.cgroup or "")):
+        return False
+    return bool(facts.cmdline)
 
 
 def _kernel_work(records: Any, anonymous: NDArray[np.bool_]) -> list[tuple[str, NDArray[np.bool_]]]:

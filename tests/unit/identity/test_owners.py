@@ -14,6 +14,7 @@ from tests.unit.identity.conftest import Host, MakeIdentity, announced, calls, r
 FLEXGEN = ("python", "-m", "flexgen.flex_opt")
 RANK = {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": "1", "RANK": "0"}
 DOCKER = "0::/docker/" + "ab" * 32
+V1, V1_ROOT = "4:memory:/docker/" + "ab" * 32, "4:memory:/"
 
 
 def owner_of(identity: Identity, records: Records) -> Owner:
@@ -170,6 +171,63 @@ def test_the_container_comes_from_a_parent_that_made_no_request(daemon: Identity
     host.run(7, "dd", cgroup=DOCKER)
     assert owner_of(daemon, requests(6, 7)).worker == "dd"
     assert process_of(daemon, 6).container == "abababababab"
+
+
+def test_a_process_on_its_way_out_of_cgroup_v1_is_in_its_parents_cgroup(session: Identity, host: Host) -> None:
+    """It shows the root cgroup by then; among its siblings it must not become dd#2."""
+    host.run(4, "sh", cgroup="4:memory:/job")
+    host.run(5, "dd", cgroup="4:memory:/job")
+    host.run(6, "dd", cgroup="4:memory:/")
+    host.zombies.add(6)
+    session.observe(announced(5, comm="dd", parent=4))
+    session.observe(announced(6, comm="dd", parent=4))
+    assert worker_of(session, 5) == worker_of(session, 6) == "dd"
+
+
+def test_a_command_line_beside_the_cgroup_of_one_that_exits_is_not_believed(session: Identity, host: Host) -> None:
+    """On cgroup v1 the place is lost first."""
+    host.run(4, "sh", cgroup=V1)
+    host.run(5, "dd", cgroup=V1)
+    host.run(6, "dd", cgroup=V1_ROOT, exiting=True)
+    for pid in (5, 6):
+        session.observe(announced(pid, comm="dd", parent=4))
+    assert worker_of(session, 5) == worker_of(session, 6) == "dd"
+    assert process_of(session, 6).container == "abababababab"
+
+
+@pytest.mark.parametrize("cgroup", [DOCKER, "0::/", V1], ids=["v2", "v2's root", "v1, read before"])
+def test_a_command_line_beside_a_cgroup_that_is_right_is_believed_of_one_that_exits(
+    session: Identity, host: Host, cgroup: str
+) -> None:
+    host.run(5, *FLEXGEN, cgroup=cgroup, exiting=True)
+    assert worker_of(session, 5) == "flexgen"
+
+
+def test_a_process_in_the_root_of_cgroup_v1_is_believed_while_it_runs(session: Identity, host: Host) -> None:
+    host.run(5, *FLEXGEN, cgroup=V1_ROOT)
+    assert worker_of(session, 5) == "flexgen"
+
+
+def test_with_v1_and_v2_a_process_on_its_way_out_is_in_its_parents_cgroup(session: Identity, host: Host) -> None:
+    """v2 still shows its container, but v1 nothing any more."""
+    for pid, name in ((4, "sh"), (5, "dd")):
+        host.run(pid, name, cgroup=f"{V1}\n{DOCKER}")
+    host.run(6, "dd", cgroup=f"{V1_ROOT}\n{DOCKER}")
+    host.zombies.add(6)
+    for pid in (5, 6):
+        session.observe(announced(pid, comm="dd", parent=4))
+    assert worker_of(session, 5) == worker_of(session, 6) == "dd"
+    assert process_of(session, 6).container == "abababababab"
+
+
+def test_with_v1_and_v2_a_process_on_its_way_out_of_a_container_of_its_own_is_in_that(
+    session: Identity, host: Host
+) -> None:
+    host.run(4, "containerd-shim", cgroup="4:memory:/shim\n0::/shim")
+    host.run(6, "dd", cgroup=f"{V1_ROOT}\n{DOCKER}")
+    host.zombies.add(6)
+    session.observe(announced(6, comm="dd", parent=4))
+    assert process_of(session, 6).container == "abababababab"
 
 
 def test_a_process_of_which_only_the_id_is_known_is_named_by_it(session: Identity, daemon: Identity) -> None:
@@ -728,17 +786,6 @@ def test_a_batch_of_known_processes_is_resolved_without_python_per_record(sessio
     assert np.array_equal(first, again)
     # 4 ms is the target and 2 ms usual; a busy machine gets room, a loop over records would take 50.
     assert min(took) < 0.02
-
-
-def test_a_process_on_its_way_out_of_cgroup_v1_is_in_its_parents_cgroup(session: Identity, host: Host) -> None:
-    """It shows the root cgroup by then; among its siblings it must not become dd#2."""
-    host.run(4, "sh", cgroup="4:memory:/job")
-    host.run(5, "dd", cgroup="4:memory:/job")
-    host.run(6, "dd", cgroup="4:memory:/")
-    host.zombies.add(6)
-    session.observe(announced(5, comm="dd", parent=4))
-    session.observe(announced(6, comm="dd", parent=4))
-    assert worker_of(session, 5) == worker_of(session, 6) == "dd"
 
 
 # What a running daemon changes
