@@ -38,6 +38,9 @@ _LATE = 1 << 14
 second half an hour of them.
 """
 
+_PIDS = 1 << 22
+"""No pid is higher (PID_MAX_LIMIT)."""
+
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults cost more than the work itself."""
 
@@ -81,23 +84,49 @@ class _Known:
     ended_at: float | None = None
     wait: float = 1.0
     next_look: float | None = None  # None: all that could be found out has been
+    row: int = 0  # in the table
 
 
-@dataclass(frozen=True)
 class _Table:
-    """The known processes as arrays. Row 0 is nobody's: its owner is -1."""
+    """The known processes as arrays. Row 0 is nobody's: its owner is -1.
 
-    known: list[_Known | None]
-    starts: NDArray[np.uint64]
-    owners: NDArray[np.int32]
-    row_of_tgid: NDArray[np.int32]
-    """By tgid, up to the highest known, and one 0 more: the newest process that had it."""
+    A new process is put in, and rows are used again: to make the arrays anew for each would take milliseconds where
+    many came and went.
+    """
+
+    def __init__(self) -> None:
+        self.known: list[_Known | None] = [None]
+        self.owners = np.full(1024, -1, np.int32)
+        self._starts = np.zeros(1024, np.uint64)
+        self._row_of_tgid = np.zeros(_PIDS + 1, np.int32)
+        """The newest process that had it, and at the end one 0 more. Of these 16 MB only the pages that are used."""
+        self._free: list[int] = []
 
     def rows(self, tgids: NDArray[np.uint32], starts: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each record's row; 0 for a process that is not known, or whose tgid a newer one has."""
-        rows = self.row_of_tgid.take(tgids, mode="clip")
-        rows[self.starts.take(rows) != starts] = 0
+        rows = self._row_of_tgid.take(tgids, mode="clip")
+        rows[self._starts.take(rows) != starts] = 0
         return rows
+
+    def put(self, known: _Known) -> None:
+        if not self._free:
+            self._free.append(len(self.known))
+            self.known.append(None)
+        row = known.row = self._free.pop()
+        if row == len(self.owners):
+            self.owners = np.concatenate([self.owners, np.full(row, -1, np.int32)])
+            self._starts = np.concatenate([self._starts, np.zeros(row, np.uint64)])
+        self.known[row], self.owners[row], self._starts[row] = known, known.owner, known.start_ns
+        newest = self.known[self._row_of_tgid[known.tgid]]
+        if newest is None or newest.start_ns <= known.start_ns:
+            self._row_of_tgid[known.tgid] = row
+
+    def remove(self, known: _Known) -> None:
+        row = known.row
+        self.known[row], self.owners[row], self._starts[row] = None, -1, 0
+        if self._row_of_tgid[known.tgid] == row:
+            self._row_of_tgid[known.tgid] = 0
+        self._free.append(row)
 
 
 class Identity:
@@ -137,7 +166,7 @@ class Identity:
         self._slots = Slots()
         self._known: dict[tuple[int, int], _Known] = {}
         self._late: dict[tuple[int, int], int] = {}  # owners of the newest that were forgotten, as long as these live
-        self._table: _Table | None = None  # None: something changed since it was made
+        self._table = _Table()
         self._folded: Counter[SlotKey] = Counter()  # known processes of each worker without a series
         self._worker_owners: dict[ProcessId | str, int] = {}  # by process in a session, else by the slot's name
         self._kernel_owners: dict[str, int] = {}
@@ -171,11 +200,9 @@ class Identity:
     def _resolve_piece(self, records: Records) -> NDArray[np.int32]:
         tgids = np.ascontiguousarray(records["tgid"])
         starts = np.ascontiguousarray(records["owner_start_ns"])
-        table = self._current_table()
+        table = self._table
         rows = table.rows(tgids, starts)
-        if self._look_again(table, rows):
-            table = self._current_table()
-            rows = table.rows(tgids, starts)
+        self._look_again(rows)
         owners = table.owners.take(rows)
         kernel = np.zeros(len(records), dtype=bool)
         if records.dtype.names is not None and "owner" in records.dtype.names:
@@ -189,7 +216,6 @@ class Identity:
         missing = np.flatnonzero(owners < 0)
         if len(missing):
             self._learn_missing(tgids[missing], starts[missing], kernel[missing])
-            table = self._current_table()
             owners[missing] = table.owners.take(table.rows(tgids[missing], starts[missing]))
             # Still without an owner: an old process, late, whose tgid has gone to a newer one.
             for i in np.flatnonzero(owners < 0):
@@ -224,7 +250,7 @@ class Identity:
         for key, known in list(self._known.items()):
             if known.ended_at is not None and known.ended_at < before:
                 del self._known[key]
-                self._table = None
+                self._table.remove(known)
                 if known.folded is not None:
                     self._folded[known.folded] -= 1
                 # An expired request is noticed when its memory is used again, and writeback may be slow.
@@ -251,9 +277,7 @@ class Identity:
             if comm is None or comm == known.process.comm:
                 return known  # it keeps the name that it had
         if known is None or known.process is None:
-            known = _Known(tgid, start_ns, owner=-1, process=Process(id))
-            self._known[tgid, start_ns] = known
-            self._table = None
+            known = self._remember(_Known(tgid, start_ns, owner=-1, process=Process(id)))
         if facts is not None and _tells(facts):
             self._apply(known, facts)
             return known
@@ -297,10 +321,10 @@ class Identity:
             known.wait = 1.0
             known.next_look = self._clock() + known.wait
 
-    def _look_again(self, table: _Table, rows: NDArray[np.int32]) -> bool:
+    def _look_again(self, rows: NDArray[np.int32]) -> None:
         """Reads the facts of those processes in this batch that may have shown by now what they are."""
         now = self._clock()
-        for known in [table.known[row] for row in np.flatnonzero(np.bincount(rows))]:
+        for known in [self._table.known[row] for row in np.flatnonzero(np.bincount(rows))]:
             if known is None or known.next_look is None or now < known.next_look:
                 continue
             known.wait = min(2 * known.wait, _LONGEST_WAIT_IN_SESSION if self._per_process else _LONGEST_WAIT)
@@ -310,7 +334,6 @@ class Identity:
                 self._apply(known, facts)
             else:
                 self._check(known)
-        return self._table is None
 
     def _learn_missing(self, tgids: NDArray[np.uint32], starts: NDArray[np.uint64], kernel: NDArray[np.bool_]) -> None:
         """Records of processes that the kernel did not announce: its announcement was lost or is still to come."""
@@ -320,8 +343,7 @@ class Identity:
             owner = self._late.pop((tgid, start_ns), None)
             if owner is not None:
                 # Until the next sweep, which makes it the newest of the late ones.
-                self._known[tgid, start_ns] = _Known(tgid, start_ns, owner, ended_at=-math.inf)
-                self._table = None
+                self._remember(_Known(tgid, start_ns, owner, ended_at=-math.inf))
             elif is_kernel:
                 facts = self._facts(ProcessId(tgid, ns_to_ticks(start_ns, self._tick_ns)))
                 self._learn_kernel_thread(tgid, start_ns, facts.comm if facts is not None else "")
@@ -329,8 +351,15 @@ class Identity:
                 self._learn(tgid, start_ns, None, None)
 
     def _learn_kernel_thread(self, tgid: int, start_ns: int, comm: str) -> None:
-        self._known[tgid, start_ns] = _Known(tgid, start_ns, self._kernel_owner(kernel_name(comm)))
-        self._table = None
+        self._remember(_Known(tgid, start_ns, self._kernel_owner(kernel_name(comm))))
+
+    def _remember(self, known: _Known) -> _Known:
+        before = self._known.get((known.tgid, known.start_ns))
+        if before is not None:
+            self._table.remove(before)
+        self._known[known.tgid, known.start_ns] = known
+        self._table.put(known)
+        return known
 
     def _facts(self, id: ProcessId) -> ProcessFacts | None:
         """None: it ended, and its tgid may by now be another's."""
@@ -387,8 +416,7 @@ class Identity:
         slot.members.add(process.id)
         if known.ended_at is not None:
             self._vacate(slot, process.id)
-        known.owner = self._worker_owner(slot, process)
-        self._table = None
+        self._give(known, self._worker_owner(slot, process))
 
     def _has_room(self, key: SlotKey) -> bool:
         """Whether one more slot may be opened."""
@@ -407,8 +435,10 @@ class Identity:
         self._folded[key] += 1
         # A worker counts once, however many processes it has or starts anew.
         self.folded += self._folded[key] == 1
-        known.owner = OTHER
-        self._table = None
+        self._give(known, OTHER)
+
+    def _give(self, known: _Known, owner: int) -> None:
+        known.owner = self._table.owners[known.row] = owner
 
     def _worker_owner(self, slot: Slot, process: Process) -> int:
         key = process.id if self._per_process else slot.worker
@@ -475,20 +505,6 @@ class Identity:
         slot.members.discard(id)
         if not slot.members:
             slot.vacant_since = self._clock()
-
-    def _current_table(self) -> _Table:
-        if self._table is None:
-            known = sorted(self._known.values(), key=lambda k: k.start_ns)  # of one tgid the newest is written last
-            tgids = np.array([k.tgid for k in known], dtype=np.intp)
-            row_of_tgid = np.zeros(tgids.max(initial=0) + 2, dtype=np.int32)  # 16 MB at worst, of it used pages only
-            row_of_tgid[tgids] = np.arange(1, len(known) + 1)
-            self._table = _Table(
-                [None, *known],
-                np.array([0, *(k.start_ns for k in known)], dtype=np.uint64),
-                np.array([-1, *(k.owner for k in known)], dtype=np.int32),
-                row_of_tgid,
-            )
-        return self._table
 
 
 def _tells(facts: ProcessFacts | None) -> bool:
