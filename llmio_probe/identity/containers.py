@@ -35,6 +35,12 @@ def container_of(cgroup_text: str) -> Container:
     return deepest.pop() if len(deepest) == 1 else (None, None)
 
 
+def shows_v1_roots(cgroup_text: str) -> bool:
+    """It has lines of cgroup v1, and each names the root, as of any process that exits: only v2 keeps its place."""
+    v1 = [line for line in cgroup_text.splitlines() if not line.startswith("0::")]
+    return bool(v1) and all(line.endswith(":/") for line in v1)
+
+
 def _container_of_path(path: str) -> Container:
     """The innermost one: with kind a pod's container lies inside a docker container."""
     container: str | None = None

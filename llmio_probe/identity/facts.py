@@ -35,6 +35,7 @@ class ProcessFacts:
     environ: Mapping[str, str] = field(default_factory=dict)
     cgroup: str | None = None  # the text of /proc/PID/cgroup
     parent_pid: int | None = None
+    exiting: bool = False  # at the end of reading all this
 
 
 class FactSource(Protocol):
@@ -71,7 +72,8 @@ def clock_tick_ns() -> int:
     return 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_PF_EXITING = 0x00000004  # include/linux/sched.h
+_PF_KTHREAD = 0x00200000
 
 
 @dataclass(frozen=True)
@@ -108,22 +110,25 @@ class PsutilSource:
         stat = self._stat(pid)
         if stat is None:
             return None
-        # First, and believed only beside a command line: a process that exits loses that, then goes to the root cgroup.
+        # First: a process that exits shows cgroup v1's roots at once, and loses its command line later.
         cgroup = self._read(pid, "cgroup") or None
         environ = self._ask(pid, lambda process: process.environ())
         if environ is None:
             environ = environ_from_memory(pid, self._read(pid, "stat") or "()")
-        facts = ProcessFacts(
+        cmdline = tuple(self._ask(pid, lambda process: process.cmdline()) or ())
+        after = self._stat(pid)
+        # The pid may have gone to another process between two of these reads: then nothing of it can be trusted.
+        if after is None or after.start_ticks != stat.start_ticks:
+            return None
+        return ProcessFacts(
             id=ProcessId(pid, stat.start_ticks),
             comm=stat.comm,
-            cmdline=tuple(self._ask(pid, lambda process: process.cmdline()) or ()),
+            cmdline=cmdline,
             environ=environ,
             cgroup=cgroup,
             parent_pid=stat.parent_pid or None,
+            exiting=bool(after.flags & _PF_EXITING),
         )
-        after = self._stat(pid)
-        # The pid may have gone to another process between two of these reads: then nothing of it can be trusted.
-        return facts if after is not None and after.start_ticks == stat.start_ticks else None
 
     def maps(self, pid: int) -> frozenset[str]:
         # psutil.memory_maps() parses smaps, for which the kernel walks all page tables: 20 times slower here.

@@ -6,6 +6,7 @@ A record costs a few NumPy operations in a batch; Python runs once for each proc
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmio_probe.identity.containers import container_of
+from llmio_probe.identity.containers import container_of, shows_v1_roots
 from llmio_probe.identity.facts import FactSource, ProcessFacts, ProcessId, ns_to_ticks
 from llmio_probe.identity.frameworks import Identification, Rule, identify, is_python, worker_name
 from llmio_probe.identity.workers import Slot, SlotKey, Slots, kernel_name, plain_name
@@ -31,6 +32,14 @@ OURSELVES = "llmio-probe"
 _LONGEST_WAIT = 60.0
 _LONGEST_WAIT_IN_SESSION = 2.0
 """Seconds between two looks at a Python process that may still show what it is. A session may be over before long."""
+
+_LATE = 1 << 12
+"""Forgotten processes whose owner is kept for records that come later still: some 0.8 MB, and at ten short processes
+a second seven minutes of them.
+"""
+
+_PIDS = 1 << 22
+"""No pid is higher (PID_MAX_LIMIT)."""
 
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults cost more than the work itself."""
@@ -61,7 +70,9 @@ class Owner:
 
 @dataclass(eq=False)
 class _Known:
-    """A (tgid, start time) that the kernel named. process is None for a kernel thread."""
+    """A (tgid, start time) that the kernel named. process is None for a kernel thread, and where no more than the owner
+    is left of it.
+    """
 
     tgid: int
     start_ns: int
@@ -73,23 +84,49 @@ class _Known:
     ended_at: float | None = None
     wait: float = 1.0
     next_look: float | None = None  # None: all that could be found out has been
+    row: int = 0  # in the table
 
 
-@dataclass(frozen=True)
 class _Table:
-    """The known processes as arrays. Row 0 is nobody's: its owner is -1."""
+    """The known processes as arrays. Row 0 is nobody's: its owner is -1.
 
-    known: list[_Known | None]
-    starts: NDArray[np.uint64]
-    owners: NDArray[np.int32]
-    row_of_tgid: NDArray[np.int32]
-    """By tgid, up to the highest known, and one 0 more: the newest process that had it."""
+    A new process is put in, and rows are used again: to make the arrays anew for each would take milliseconds where
+    many came and went.
+    """
+
+    def __init__(self) -> None:
+        self.known: list[_Known | None] = [None]
+        self.owners = np.full(1024, -1, np.int32)
+        self._starts = np.zeros(1024, np.uint64)
+        self._row_of_tgid = np.zeros(_PIDS + 1, np.int32)
+        """The newest process that had it, and at the end one 0 more. Of these 16 MB only the pages that are used."""
+        self._free: list[int] = []
 
     def rows(self, tgids: NDArray[np.uint32], starts: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each record's row; 0 for a process that is not known, or whose tgid a newer one has."""
-        rows = self.row_of_tgid.take(tgids, mode="clip")
-        rows[self.starts.take(rows) != starts] = 0
+        rows = self._row_of_tgid.take(tgids, mode="clip")
+        rows[self._starts.take(rows) != starts] = 0
         return rows
+
+    def put(self, known: _Known) -> None:
+        if not self._free:
+            self._free.append(len(self.known))
+            self.known.append(None)
+        row = known.row = self._free.pop()
+        if row == len(self.owners):
+            self.owners = np.concatenate([self.owners, np.full(row, -1, np.int32)])
+            self._starts = np.concatenate([self._starts, np.zeros(row, np.uint64)])
+        self.known[row], self.owners[row], self._starts[row] = known, known.owner, known.start_ns
+        newest = self.known[self._row_of_tgid[known.tgid]]
+        if newest is None or newest.start_ns <= known.start_ns:
+            self._row_of_tgid[known.tgid] = row
+
+    def remove(self, known: _Known) -> None:
+        row = known.row
+        self.known[row], self.owners[row], self._starts[row] = None, -1, 0
+        if self._row_of_tgid[known.tgid] == row:
+            self._row_of_tgid[known.tgid] = 0
+        self._free.append(row)
 
 
 class Identity:
@@ -100,9 +137,9 @@ class Identity:
 
     Otherwise each worker slot is an owner, at most ``limit`` of them. Plain commands may hold half of those (and one
     at least), so that no number of cron jobs shuts out a framework. Whoever finds no room is folded into "other" and
-    stays there as long as it lives, except that a plain command which turns out to be a framework's is placed once
-    more; what it did until then stays with "other", so nothing is counted twice. A slot is given up ``grace`` seconds
-    after its last process ended.
+    stays there as long as it is called the same. Whose name comes late, who execs, and a command which turns out to be
+    a framework's is placed once more; what it did until then stays with "other", so nothing is counted twice. A slot is
+    given up ``grace`` seconds after its last process ended.
     """
 
     def __init__(
@@ -128,7 +165,8 @@ class Identity:
         self._ourselves = ourselves
         self._slots = Slots()
         self._known: dict[tuple[int, int], _Known] = {}
-        self._table: _Table | None = None  # None: something changed since it was made
+        self._late: dict[tuple[int, int], int] = {}  # owners of the newest that were forgotten, as long as these live
+        self._table = _Table()
         self._folded: Counter[SlotKey] = Counter()  # known processes of each worker without a series
         self._worker_owners: dict[ProcessId | str, int] = {}  # by process in a session, else by the slot's name
         self._kernel_owners: dict[str, int] = {}
@@ -162,11 +200,9 @@ class Identity:
     def _resolve_piece(self, records: Records) -> NDArray[np.int32]:
         tgids = np.ascontiguousarray(records["tgid"])
         starts = np.ascontiguousarray(records["owner_start_ns"])
-        table = self._current_table()
+        table = self._table
         rows = table.rows(tgids, starts)
-        if self._look_again(table, rows):
-            table = self._current_table()
-            rows = table.rows(tgids, starts)
+        self._look_again(rows)
         owners = table.owners.take(rows)
         kernel = np.zeros(len(records), dtype=bool)
         if records.dtype.names is not None and "owner" in records.dtype.names:
@@ -180,7 +216,6 @@ class Identity:
         missing = np.flatnonzero(owners < 0)
         if len(missing):
             self._learn_missing(tgids[missing], starts[missing], kernel[missing])
-            table = self._current_table()
             owners[missing] = table.owners.take(table.rows(tgids[missing], starts[missing]))
             # Still without an owner: an old process, late, whose tgid has gone to a newer one.
             for i in np.flatnonzero(owners < 0):
@@ -215,15 +250,19 @@ class Identity:
         for key, known in list(self._known.items()):
             if known.ended_at is not None and known.ended_at < before:
                 del self._known[key]
-                self._table = None
+                self._table.remove(known)
                 if known.folded is not None:
                     self._folded[known.folded] -= 1
+                # An expired request is noticed when its memory is used again, and writeback may be slow.
+                elif known.owner != OTHER:
+                    self._late[key] = known.owner
         self._folded = +self._folded
         gone = [slot for slot in self._slots if slot.vacant_since is not None and slot.vacant_since < before]
         indexes = [self._worker_owners.pop(slot.worker) for slot in gone]
         for slot, index in zip(gone, indexes, strict=True):
             self._slots.close(slot)
             del self.owners[index]
+        self._late = dict([late for late in self._late.items() if late[1] in self.owners][-_LATE:])
         return indexes
 
     # Learning about one process
@@ -238,24 +277,18 @@ class Identity:
             if comm is None or comm == known.process.comm:
                 return known  # it keeps the name that it had
         if known is None or known.process is None:
-            known = _Known(tgid, start_ns, owner=-1, process=Process(id))
-            self._known[tgid, start_ns] = known
-            self._table = None
+            known = self._remember(_Known(tgid, start_ns, owner=-1, process=Process(id)))
         if facts is not None and _tells(facts):
             self._apply(known, facts)
             return known
-        # It ended before we could look, or is about to: on cgroup v1 it is in the root cgroup by then (cgroup_exit), on
-        # v2 still where it was. Otherwise its container is its parent's, unless it had changed that itself.
+        # It ended before we could look, or is about to.
         process = known.process
         assert process is not None
         comm = comm or (facts.comm if facts is not None else None)
         if comm is not None:
             process.comm = process.command = comm
         process.framework = process.rank = None
-        if facts is not None and container_of(facts.cgroup or "") != (None, None):
-            self._set_cgroup(known, process, facts.cgroup)
-        elif known.cgroup is None and parent is not None:
-            self._set_cgroup(known, process, self._cgroup_of(*parent))
+        self._set_cgroup(known, process, self._last_cgroup(known, facts, parent))
         self._check(known)
         name = plain_name("", comm or "")
         if name is None and not self._per_process:
@@ -288,10 +321,10 @@ class Identity:
             known.wait = 1.0
             known.next_look = self._clock() + known.wait
 
-    def _look_again(self, table: _Table, rows: NDArray[np.int32]) -> bool:
+    def _look_again(self, rows: NDArray[np.int32]) -> None:
         """Reads the facts of those processes in this batch that may have shown by now what they are."""
         now = self._clock()
-        for known in [table.known[row] for row in np.flatnonzero(np.bincount(rows))]:
+        for known in [self._table.known[row] for row in np.flatnonzero(np.bincount(rows))]:
             if known is None or known.next_look is None or now < known.next_look:
                 continue
             known.wait = min(2 * known.wait, _LONGEST_WAIT_IN_SESSION if self._per_process else _LONGEST_WAIT)
@@ -301,22 +334,32 @@ class Identity:
                 self._apply(known, facts)
             else:
                 self._check(known)
-        return self._table is None
 
     def _learn_missing(self, tgids: NDArray[np.uint32], starts: NDArray[np.uint64], kernel: NDArray[np.bool_]) -> None:
         """Records of processes that the kernel did not announce: its announcement was lost or is still to come."""
         for tgid, start_ns, is_kernel in set(zip(tgids.tolist(), starts.tolist(), kernel.tolist(), strict=True)):
             if (tgid, start_ns) in self._known:
                 continue
-            if is_kernel:
+            owner = self._late.pop((tgid, start_ns), None)
+            if owner is not None:
+                # Until the next sweep, which makes it the newest of the late ones.
+                self._remember(_Known(tgid, start_ns, owner, ended_at=-math.inf))
+            elif is_kernel:
                 facts = self._facts(ProcessId(tgid, ns_to_ticks(start_ns, self._tick_ns)))
                 self._learn_kernel_thread(tgid, start_ns, facts.comm if facts is not None else "")
             else:
                 self._learn(tgid, start_ns, None, None)
 
     def _learn_kernel_thread(self, tgid: int, start_ns: int, comm: str) -> None:
-        self._known[tgid, start_ns] = _Known(tgid, start_ns, self._kernel_owner(kernel_name(comm)))
-        self._table = None
+        self._remember(_Known(tgid, start_ns, self._kernel_owner(kernel_name(comm))))
+
+    def _remember(self, known: _Known) -> _Known:
+        before = self._known.get((known.tgid, known.start_ns))
+        if before is not None:
+            self._table.remove(before)
+        self._known[known.tgid, known.start_ns] = known
+        self._table.put(known)
+        return known
 
     def _facts(self, id: ProcessId) -> ProcessFacts | None:
         """None: it ended, and its tgid may by now be another's."""
@@ -333,6 +376,18 @@ class Identity:
         facts = self._facts(ProcessId(tgid, ns_to_ticks(start_ns, self._tick_ns)))
         return facts.cgroup if facts is not None and _tells(facts) else None
 
+    def _last_cgroup(self, known: _Known, facts: ProcessFacts | None, parent: tuple[int, int] | None) -> str | None:
+        """Of a process that exits. v1 shows the root by then, v2 still where it was. Otherwise it is where it was seen
+        before, or where its parent is, unless it had changed that itself.
+        """
+        shown = facts.cgroup if facts is not None else None
+        container = container_of(shown or "")
+        if container != (None, None) and not shows_v1_roots(shown or ""):
+            return shown
+        before = known.cgroup if known.cgroup is not None or parent is None else self._cgroup_of(*parent)
+        # With v1 and v2 beside each other the text has lost a part, but may show a container of its own.
+        return before if container in ((None, None), container_of(before or "")) else shown
+
     def _set_cgroup(self, known: _Known, process: Process, cgroup: str | None) -> None:
         known.cgroup = cgroup
         process.container, process.pod = container_of(cgroup or "")
@@ -343,7 +398,8 @@ class Identity:
         """Puts a process into the slot that it belongs to now, which mostly is the one that it is in."""
         if known.slot is not None and known.slot.key == key:
             return
-        if known.folded is not None and (known.folded.framework is not None or key.framework is None):
+        # A shell that does I/O before it execs must not make its child "other" for life.
+        if known.folded is not None and (known.folded.base, known.folded.framework) == (key.base, key.framework):
             return
         slot = self._slots.join(key, self._is_vacant)
         if slot is None:
@@ -360,8 +416,7 @@ class Identity:
         slot.members.add(process.id)
         if known.ended_at is not None:
             self._vacate(slot, process.id)
-        known.owner = self._worker_owner(slot, process)
-        self._table = None
+        self._give(known, self._worker_owner(slot, process))
 
     def _has_room(self, key: SlotKey) -> bool:
         """Whether one more slot may be opened."""
@@ -373,15 +428,17 @@ class Identity:
         return key.framework is not None or plain < max(1, self._limit // 2)
 
     def _fold(self, known: _Known, key: SlotKey) -> None:
-        if known.folded is not None and key.framework is None:
+        if known.folded == key:
             return
         self._leave(known)
         known.folded = key
         self._folded[key] += 1
         # A worker counts once, however many processes it has or starts anew.
         self.folded += self._folded[key] == 1
-        known.owner = OTHER
-        self._table = None
+        self._give(known, OTHER)
+
+    def _give(self, known: _Known, owner: int) -> None:
+        known.owner = self._table.owners[known.row] = owner
 
     def _worker_owner(self, slot: Slot, process: Process) -> int:
         key = process.id if self._per_process else slot.worker
@@ -449,24 +506,14 @@ class Identity:
         if not slot.members:
             slot.vacant_since = self._clock()
 
-    def _current_table(self) -> _Table:
-        if self._table is None:
-            known = sorted(self._known.values(), key=lambda k: k.start_ns)  # of one tgid the newest is written last
-            tgids = np.array([k.tgid for k in known], dtype=np.intp)
-            row_of_tgid = np.zeros(tgids.max(initial=0) + 2, dtype=np.int32)  # 16 MB at worst, of it used pages only
-            row_of_tgid[tgids] = np.arange(1, len(known) + 1)
-            self._table = _Table(
-                [None, *known],
-                np.array([0, *(k.start_ns for k in known)], dtype=np.uint64),
-                np.array([-1, *(k.owner for k in known)], dtype=np.int32),
-                row_of_tgid,
-            )
-        return self._table
-
 
 def _tells(facts: ProcessFacts | None) -> bool:
-    """A process that is about to end has lost its command line and environment before it is gone, or even a zombie."""
-    return facts is not None and bool(facts.cmdline)
+    """A process that is about to end has lost its place in cgroup v1, then its command line and environment, before it
+    is gone, or even a zombie.
+    """
+    if facts is None or (facts.exiting and shows_v1_roots(facts.cgroup or "")):
+        return False
+    return bool(facts.cmdline)
 
 
 def _kernel_work(records: Any, anonymous: NDArray[np.bool_]) -> list[tuple[str, NDArray[np.bool_]]]:

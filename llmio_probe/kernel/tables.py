@@ -49,21 +49,11 @@ class Table:
             self.libbpf.number("bpf_map_delete_elem", self.fd, raw_key.ctypes.data)
 
     def keys(self) -> NDArray[Any]:
-        """All keys, shape (n,), one system call each: for small maps."""
-        found: list[NDArray[Any]] = []
-        previous: NDArray[Any] | None = None
-        following = np.zeros(1, self.key)
-        while True:
-            address = None if previous is None else previous.ctypes.data
-            try:
-                self.libbpf.number("bpf_map_get_next_key", self.fd, address, following.ctypes.data)
-            except FileNotFoundError:
-                return np.concatenate(found) if found else np.empty(0, self.key)
-            previous = following.copy()
-            found.append(previous)
+        """All keys, shape (n,), as of items: from one key to the next, a walk begins anew when that one is deleted."""
+        return self.items()[0]
 
     def items(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All keys, shape (n,), and values, shape (n, cpus); may miss changes meanwhile."""
+        """All keys, shape (n,), and values, shape (n, cpus). Each comes once; what changes meanwhile may be missed."""
         keys, values = zip(*((keys.copy(), values.copy()) for keys, values in self.batches()), strict=True)
         return np.concatenate(keys), np.concatenate(values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmio_probe.identity.containers import container_of
+from llmio_probe.identity.containers import container_of, shows_v1_roots
 
 A = "a1" * 32
 B = "b2" * 32
@@ -63,3 +63,18 @@ ID_A, ID_B = A[:12], B[:12]
 )
 def test_container_and_pod_are_read_from(text: str, expected: tuple[str | None, str | None]) -> None:
     assert container_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("0::/", False),
+        (f"4:memory:/\n1:name=systemd:/\n0::/docker/{A}\n", True),
+        (f"4:memory:/\n1:name=systemd:/docker/{A}\n0::/\n", False),
+        ("4:memory:/\n", True),
+    ],
+    ids=["unreadable", "v2 has no roots to fall back to", "v1 and v2", "not all of v1", "v1"],
+)
+def test_who_is_in_the_root_of_all_v1_hierarchies_may_be_about_to_exit(text: str, expected: bool) -> None:
+    assert shows_v1_roots(text) is expected

@@ -14,9 +14,11 @@ from llmio_probe.identity.facts import ProcessFacts, ProcessId, PsutilSource, cl
 from tests.unit.identity.conftest import WriteTree
 
 
-def stat(comm: str = "python", state: str = "S", parent: int = 1, threads: int = 4, start: int = 4711) -> str:
-    """proc(5): state is field 3, the parent 4, the threads 20, the start time 22."""
-    return f"77 ({comm}) {state} {parent} {'0 ' * 15}{threads} 0 {start} 0 0\n"
+def stat(
+    comm: str = "python", state: str = "S", parent: int = 1, threads: int = 4, start: int = 4711, flags: int = 0
+) -> str:
+    """proc(5): state is field 3, the parent 4, flags 9, the threads 20, the start time 22."""
+    return f"77 ({comm}) {state} {parent} {'0 ' * 4}{flags} {'0 ' * 10}{threads} 0 {start} 0 0\n"
 
 
 def asks(**answers: Any) -> Any:
@@ -72,6 +74,19 @@ def test_facts_of_a_pid_that_changes_hands_while_it_is_read_are_not_believed(wri
         return SimpleNamespace(cmdline=lambda: ["other"], environ=dict)
 
     assert PsutilSource(str(root), process).facts(77) is None
+
+
+def test_a_process_that_begins_to_exit_while_it_is_read_is_known_as_exiting(write_tree: WriteTree) -> None:
+    """Its command line is still there, but its cgroup may have been read too late."""
+    root = write_tree({"77/stat": stat(), "77/cgroup": "4:memory:/\n"})
+
+    def process(pid: int) -> Any:
+        (root / "77/stat").write_text(stat(flags=0x400104))
+        return SimpleNamespace(cmdline=lambda: ["dd"], environ=dict)
+
+    assert PsutilSource(str(root), process).facts(77) == ProcessFacts(
+        ProcessId(77, 4711), "python", ("dd",), {}, "4:memory:/\n", 1, exiting=True
+    )
 
 
 @pytest.mark.parametrize(
