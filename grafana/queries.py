@@ -7,12 +7,15 @@ at least four scrapes.
 
 from __future__ import annotations
 
+from llmio_probe.outputs.status import HARMLESS
+
 HOST = 'instance=~"$instance"'
 DEVICE = f'{HOST}, device=~"$device"'
 WORKER = f'{DEVICE}, worker=~"$worker"'
 CALLER = f'{HOST}, worker=~"$worker"'
 """Of metrics without a device: those of calls."""
 DATA = 'op=~"read|write"'
+HARMFUL = f'status!~"{"|".join(sorted(HARMLESS))}"'
 
 
 def rate(metric: str, *selectors: str) -> str:
@@ -22,6 +25,17 @@ def rate(metric: str, *selectors: str) -> str:
 def total(by: str, metric: str, *selectors: str) -> str:
     """The summed rate by some labels; by nothing when by is empty."""
     return f"sum by ({by}) ({rate(metric, *selectors)})" if by else f"sum({rate(metric, *selectors)})"
+
+
+def events(by: str, metric: str, *selectors: str) -> str:
+    """How many in the time shown: for what is so rare that each one counts, which a rate hides.
+
+    increase() knows nothing of the first one, with which a counter appears. So a counter that was not there when this
+    time began is taken whole.
+    """
+    counter = f"{metric}{{{', '.join(selectors)}}}"
+    counted = f"last_over_time({counter}[$__range]) unless {counter} offset $__range or increase({counter}[$__range])"
+    return f"sum by ({by}) ({counted})" if by else f"sum({counted})"
 
 
 def busy(by: str, *selectors: str) -> str:

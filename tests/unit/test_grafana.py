@@ -60,7 +60,7 @@ def test_a_panel_asks_for_metrics_and_labels_that_exist(panel: dict[str, Any]) -
         for name, selector in re.findall(r"\b(llmio_\w+)\b(?:\{([^}]*)\})?", target["expr"]):
             base = re.sub(r"_(bucket|sum|count)$", "", name)
             assert name in labels or base in labels, f"no metric {name}"
-            asked = set(re.findall(r"(\w+)=~?\"", selector)) - {"instance"}
+            asked = set(re.findall(r"(\w+)[!=]=?~?\"", selector)) - {"instance"}
             assert asked <= labels.get(name, labels.get(base, set())) | {"le"}, f"{name} has no such label"
 
 
@@ -76,6 +76,40 @@ def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}), encoding="utf-8")
     done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_errors_of_a_host_show_the_very_first_and_not_what_is_none(tmp_path: Path) -> None:
+    """In the hour that is shown: one error with which its counter appeared, two of one that had seven before, and of
+    one that came again after a restart what the new daemon has counted.
+    """
+    series = {
+        'worker="w", device="d", status="medium"': "_x90 1x60",
+        'worker="v", device="d", status="ioerr"': "7x90 9x60",
+        'worker="u", device="d", status="timeout"': "_x70 1x10 stale _x10 1x60",
+        'worker="w", device="d", status="notsupp"': "0+1x150",
+        'worker="w", device="d", status="again"': "_x90 5x60",
+    }
+    [query] = dict(panels())["host: Errors"]["targets"]
+    chosen = {"$instance": "h", "$device": "d", "$worker": ".*", "$__range": "1h"}
+    expression = query["expr"]
+    for name, value in chosen.items():
+        expression = expression.replace(name, value)
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'llmio_request_errors_total{{instance="h", op="read", {labels}}}', "values": values}
+            for labels, values in series.items()
+        ],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": "2h", "exp_samples": [{"labels": "{}", "value": 1 + 2 + 1}]},
+            {"expr": expression, "eval_time": "1h", "exp_samples": [{"labels": "{}", "value": 0}]},
+        ],
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"tests": [case]}), encoding="utf-8")
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
