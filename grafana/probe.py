@@ -156,7 +156,7 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             rows(
                 "Versions",
-                "Which version runs where, and how its programs got in.",
+                "Which version runs there, and how its programs got in. Dashboard Fleet has those of all hosts.",
                 f"llmio_build_info{{{HOST}}}",
                 *("instance", "version", "loader"),
                 width=12,
