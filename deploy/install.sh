@@ -23,8 +23,9 @@ manager() {
     fi
 }
 
-put() { # file, folder, name
-    install -D -m 644 "$1" "$DESTDIR$2/${3:-${1##*/}}"
+put() { # file, folder; the places that it names are those of this installation then
+    install -D -m 644 "$1" "$DESTDIR$2/${1##*/}"
+    sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$2/${1##*/}"
 }
 
 install_all() {
@@ -46,11 +47,9 @@ sys.exit(main())
 END
     chmod 755 "$DESTDIR$program"
     put deploy/llmio-probe.service "$units"
-    sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$units/llmio-probe.service"
     [ -e "$DESTDIR$config/llmio-probe.yaml" ] || put deploy/llmio-probe.yaml "$config"
     for file in deploy/web.yaml deploy/tls.conf deploy/bcc.conf; do
         put "$file" "$shared"
-        sed -i "s|/etc/llmio-probe|$config|g" "$DESTDIR$shared/${file##*/}"
     done
     for file in README.md LICENSE docs/*.md; do
         put "$file" "$documents"
