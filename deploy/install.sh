@@ -32,12 +32,19 @@ install_all() {
     case $INTERPRETER in
     /root/* | /home/*) echo "note: the service is shown no homes, and $INTERPRETER lies in one" >&2 ;;
     esac
-    rm -rf "$DESTDIR$packages"
-    mkdir -p "$DESTDIR$packages" "$DESTDIR$PREFIX/bin"
+    # Beside what is there, which stays as it is until all of the new is.
+    new=$DESTDIR$packages.new
+    trap 'rm -rf "$new"' EXIT
+    rm -rf "$new"
+    mkdir -p "$new" "$DESTDIR$PREFIX/bin"
     # shellcheck disable=SC2086 # words
-    $PIP --no-compile --target "$DESTDIR$packages" '.[web]'
-    rm -rf "$DESTDIR$packages/bin"
-    "$INTERPRETER" -m compileall -q -s "$DESTDIR" -p / "$DESTDIR$packages" # a service may not write there later
+    $PIP --no-compile --target "$new" '.[web]'
+    rm -rf "$new/bin"
+    "$INTERPRETER" -m compileall -q -s "$new" -p "$packages" "$new" # a service may not write there later
+    rm -rf "$DESTDIR$packages.old"
+    [ ! -e "$DESTDIR$packages" ] || mv "$DESTDIR$packages" "$DESTDIR$packages.old"
+    mv "$new" "$DESTDIR$packages"
+    rm -rf "$DESTDIR$packages.old"
     cat >"$DESTDIR$program" <<END
 #!$INTERPRETER -I
 import sys
@@ -68,7 +75,7 @@ END
 
 uninstall_all() {
     manager disable --now llmio-probe || true
-    rm -rf "$DESTDIR$packages" "$DESTDIR$shared" "$DESTDIR$documents"
+    rm -rf "$DESTDIR$packages" "$DESTDIR$packages.new" "$DESTDIR$packages.old" "$DESTDIR$shared" "$DESTDIR$documents"
     rm -f "$DESTDIR$program" "$DESTDIR$units/llmio-probe.service" "$DESTDIR$config/llmio-probe.yaml"
     [ -n "$DESTDIR" ] || rm -rf /run/llmio-probe /run/private/llmio-probe # the daemon's lock
     for folder in "$config" "$units" "${units%/system}"; do # what others have put there stays

@@ -233,3 +233,25 @@ def test_every_file_names_the_places_of_this_installation(tmp_path: Path) -> Non
         (tmp_path / "root/usr/share/llmio-probe/grafana/provisioning/dashboards/llmio-probe.yaml").read_text(),
     )
     assert f"{source}/host.json" in placed
+
+
+def test_an_upgrade_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    install(root, "1")
+    left_over = root / "usr/lib/llmio-probe/llmio_probe/gone.py"
+    left_over.touch()
+    before = files(root)
+    assert install(root, "2").returncode == 0
+    assert files(root) == before - {"/usr/lib/llmio-probe/llmio_probe/gone.py"}
+    assert (root / "usr/lib/llmio-probe/llmio_probe/__init__.py").read_text() == 'version = "2"\n'
+    [compiled] = root.rglob("__init__.*.pyc")
+    assert b"/usr/lib/llmio-probe/llmio_probe/__init__.py" in compiled.read_bytes()  # as tracebacks will name it
+    assert str(root).encode() not in compiled.read_bytes()
+
+
+def test_an_upgrade_whose_pip_fails_leaves_the_host_with_what_it_had(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    install(root, "1")
+    before = {name: (root / name.removeprefix("/")).read_bytes() for name in files(root)}
+    assert install(root, "2", pip_ends_with=1).returncode == 1
+    assert {name: (root / name.removeprefix("/")).read_bytes() for name in files(root)} == before
