@@ -100,9 +100,9 @@ def _query(expression: str, legend: str) -> prometheus.Dataquery:
 
 def graph(
     title: str, description: str, unit: str, *targets: Target, width: int = 12, height: int = HEIGHT,
-    stacked: bool = False, most: float | None = None,
+    stacked: bool = False, most: float | None = None, nothing: str | None = None,
 ) -> timeseries.Panel:  # fmt: skip
-    """Lines over time, from zero. stacked: areas that add up."""
+    """Lines over time, from zero. stacked: areas that add up. nothing: what is said where there are none."""
     panel = (
         timeseries.Panel()
         .min(0)
@@ -124,6 +124,8 @@ def graph(
         panel.stacking(common.StackingConfig().mode(looks.StackingMode.NORMAL).group("A"))
     if most is not None:
         panel.max(most)
+    if nothing is not None:
+        panel.no_value(nothing)
     made: timeseries.Panel = _framed(
         panel, title, description, unit, width, height, [_query(*target).range() for target in targets]
     )

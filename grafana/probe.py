@@ -83,7 +83,8 @@ def dashboard() -> build.Dashboard:
             graph(
                 "CPU",
                 "Of one core. daemon: the process that serves /metrics. kernel: an estimate, requests a second times "
-                "what our programs take for one, as measured at start.",
+                "what our programs take for one, as measured at start; missing in the unit as it comes, see the next "
+                "panel.",
                 RATIO,
                 (f"sum by (instance) ({rate('process_cpu_seconds_total', HOST)} {OF_PROBES})", "{{instance}} daemon"),
                 (
@@ -96,12 +97,15 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Time of a program's run",
-                "Mean, measured for two seconds at start; those that did not run meanwhile are missing.",
+                "Mean, measured for two seconds at start; those that did not run meanwhile are missing. Nothing is "
+                "measured in the unit as it comes: the kernel times programs for CAP_SYS_ADMIN only, or once sysctl "
+                "kernel.bpf_stats_enabled is 1 (docs/daemon.md, Rights).",
                 SECONDS,
                 (
                     f"max by (program) (llmio_program_cost_seconds{{{HOST}}})",
                     "{{program}}",
                 ),
+                nothing="not measured",
             )
         )
         .with_panel(
