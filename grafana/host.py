@@ -68,9 +68,9 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Queue against device, mean",
-                "Mean time of a request in the queue before the device got it, and on the device. A long queue on an "
-                "idle device is the scheduler, a cgroup limit or a throttled queue; a slow device is the disk "
-                "itself.",
+                "Mean time of a request in the queue, from being made until the device got it, and on the device. A "
+                "long queue on an idle device is the scheduler or requeues, not the limit of a cgroup, which holds I/O "
+                "back before there is a request; a slow device is the disk itself.",
                 SECONDS,
                 (mean("device, stage", LATENCY, WORKER, 'stage=~"queue|device"'), "{{device}} {{stage}}"),
             )
