@@ -23,20 +23,28 @@ manager() {
     fi
 }
 
-put() { # file, folder, name
-    install -D -m 644 "$1" "$DESTDIR$2/${3:-${1##*/}}"
+put() { # file, folder; the places that it names are those of this installation then
+    install -D -m 644 "$1" "$DESTDIR$2/${1##*/}"
+    sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$2/${1##*/}"
 }
 
 install_all() {
     case $INTERPRETER in
     /root/* | /home/*) echo "note: the service is shown no homes, and $INTERPRETER lies in one" >&2 ;;
     esac
-    rm -rf "$DESTDIR$packages"
-    mkdir -p "$DESTDIR$packages" "$DESTDIR$PREFIX/bin"
+    # Beside what is there, which stays as it is until all of the new is.
+    new=$DESTDIR$packages.new
+    trap 'rm -rf "$new"' EXIT
+    rm -rf "$new"
+    mkdir -p "$new" "$DESTDIR$PREFIX/bin"
     # shellcheck disable=SC2086 # words
-    $PIP --no-compile --target "$DESTDIR$packages" '.[web]'
-    rm -rf "$DESTDIR$packages/bin"
-    "$INTERPRETER" -m compileall -q -s "$DESTDIR" -p / "$DESTDIR$packages" # a service may not write there later
+    $PIP --no-compile --target "$new" '.[web]'
+    rm -rf "$new/bin"
+    "$INTERPRETER" -m compileall -q -s "$new" -p "$packages" "$new" # a service may not write there later
+    rm -rf "$DESTDIR$packages.old"
+    [ ! -e "$DESTDIR$packages" ] || mv "$DESTDIR$packages" "$DESTDIR$packages.old"
+    mv "$new" "$DESTDIR$packages"
+    rm -rf "$DESTDIR$packages.old"
     cat >"$DESTDIR$program" <<END
 #!$INTERPRETER -I
 import sys
@@ -46,11 +54,9 @@ sys.exit(main())
 END
     chmod 755 "$DESTDIR$program"
     put deploy/llmio-probe.service "$units"
-    sed -i "s|/usr/local/|$PREFIX/|g; s|/etc/llmio-probe|$config|g" "$DESTDIR$units/llmio-probe.service"
     [ -e "$DESTDIR$config/llmio-probe.yaml" ] || put deploy/llmio-probe.yaml "$config"
     for file in deploy/web.yaml deploy/tls.conf deploy/bcc.conf; do
         put "$file" "$shared"
-        sed -i "s|/etc/llmio-probe|$config|g" "$DESTDIR$shared/${file##*/}"
     done
     for file in README.md LICENSE docs/*.md; do
         put "$file" "$documents"
@@ -69,7 +75,7 @@ END
 
 uninstall_all() {
     manager disable --now llmio-probe || true
-    rm -rf "$DESTDIR$packages" "$DESTDIR$shared" "$DESTDIR$documents"
+    rm -rf "$DESTDIR$packages" "$DESTDIR$packages.new" "$DESTDIR$packages.old" "$DESTDIR$shared" "$DESTDIR$documents"
     rm -f "$DESTDIR$program" "$DESTDIR$units/llmio-probe.service" "$DESTDIR$config/llmio-probe.yaml"
     [ -n "$DESTDIR" ] || rm -rf /run/llmio-probe /run/private/llmio-probe # the daemon's lock
     for folder in "$config" "$units" "${units%/system}"; do # what others have put there stays

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import host, offload, probe, worker
+from grafana import fleet, host, offload, probe, worker
 
 FOLDER = Path(__file__).parent / "dashboards"
 
@@ -22,7 +22,7 @@ def dashboards() -> dict[str, str]:
             module.dashboard().build(), cls=JSONEncoder, indent=1, sort_keys=True
         )
         + "\n"
-        for module in (host, worker, offload, probe)
+        for module in (fleet, host, worker, offload, probe)
     }
 
 

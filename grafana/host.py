@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as build
 
 from grafana.panels import BANDWIDTH, BYTES, HEIGHT, NUMBER, RATIO, REQUESTS, SECONDS, bars, frame, graph, number
-from grafana.queries import DATA, DEVICE, WORKER, busy, mean, or_zero, quantile, rate, total
+from grafana.queries import DATA, DEVICE, HARMFUL, WORKER, busy, events, mean, or_zero, quantile, rate, total
 
 LATENCY = "llmio_request_latency_seconds"
 
@@ -68,9 +68,9 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Queue against device, mean",
-                "Mean time of a request in the queue before the device got it, and on the device. A long queue on an "
-                "idle device is the scheduler, a cgroup limit or a throttled queue; a slow device is the disk "
-                "itself.",
+                "Mean time of a request in the queue, from being made until the device got it, and on the device. A "
+                "long queue on an idle device is the scheduler or requeues, not the limit of a cgroup, which holds I/O "
+                "back before there is a request; a slow device is the disk itself.",
                 SECONDS,
                 (mean("device, stage", LATENCY, WORKER, 'stage=~"queue|device"'), "{{device}} {{stage}}"),
             )
@@ -124,11 +124,12 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             number(
                 "Errors",
-                "Requests a second that ended with an error; 0 is what it should be.",
-                REQUESTS,
-                or_zero(total("", "llmio_request_errors_total", WORKER)),
-                height=HEIGHT,
-                bad_from=1e-9,
+                "Requests that ended with an error in the time shown; 0 is what it should be. What the device does not "
+                "know (notsupp) and what io_uring does again (again) is none. Where the host was not scraped when this "
+                "time began, all since the start of its daemon.",
+                NUMBER,
+                or_zero(events("", "llmio_request_errors_total", WORKER, HARMFUL)),
+                height=HEIGHT, decimals=0, bad_from=0.5,
             )
         )
         .with_panel(

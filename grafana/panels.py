@@ -1,14 +1,16 @@
-"""The few kinds of panels and the frame of a dashboard, so that all four look alike. No query of a metric in here.
+"""The few kinds of panels and the frame of a dashboard, so that all look alike. No query of a metric in here.
 
 Every panel has a unit and a description that tells a newcomer what is shown and what to make of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from grafana_foundation_sdk.builders import bargauge, common, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as build
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import common as looks
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
@@ -21,8 +23,8 @@ Target = tuple[str, str]
 """A query and its legend."""
 
 
-def frame(uid: str, title: str, description: str, *, devices: bool = True) -> build.Dashboard:
-    """devices: whether one chooses devices and workers, beside the host."""
+def frame(uid: str, title: str, description: str, *, host: bool = True, devices: bool = True) -> build.Dashboard:
+    """host: whether one chooses a host; devices: and devices and workers of it."""
     made = (
         build.Dashboard(f"llmio / {title}")
         .uid(f"llmio-{uid}")
@@ -41,35 +43,48 @@ def frame(uid: str, title: str, description: str, *, devices: bool = True) -> bu
             .keep_time(True)
         )
         .with_variable(build.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(_chosen("instance", "Host", "label_values(llmio_build_info, instance)"))
     )
+    if not host:
+        return made
+    made.with_variable(_variable("instance", "Host", "label_values(llmio_build_info, instance)"))
     if not devices:
         return made
     layer = build.CustomVariable("layer").label("Layer").values("disk,upper")
     layer.current(model.VariableOption(text="disk", value="disk", selected=True))
     layer.description("upper: devices that are stacked on disks (loop, md, dm). No sum is over both.")
-    of_layer = 'label_values(llmio_device_info{instance=~"$instance", layer=~"$layer"}, device)'
-    workers = 'label_values(llmio_requests_total{instance=~"$instance", device=~"$device"}, worker)'
+    of_layer = 'label_values(llmio_device_info{instance="$instance", layer=~"$layer"}, device)'
+    workers = 'label_values(llmio_requests_total{instance="$instance", device=~"$device"}, worker)'
     return (
         made.with_variable(layer)
-        .with_variable(_chosen("device", "Device", of_layer))
-        .with_variable(_chosen("worker", "Worker", workers, all_value=".*"))
+        .with_variable(_several("device", "Device", of_layer))
+        .with_variable(_several("worker", "Worker", workers).all_value(".*"))
     )
 
 
-def _chosen(name: str, label: str, query: str, all_value: str | None = None) -> build.QueryVariable:
-    variable = (
+def _variable(name: str, label: str, query: str) -> build.QueryVariable:
+    return (
         build.QueryVariable(name)
         .label(label)
         .query(query)
         .datasource(SOURCE)
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .current(model.VariableOption(text="All", value="$__all", selected=True))
     )
-    return variable.all_value(all_value) if all_value is not None else variable
+
+
+def _several(name: str, label: str, query: str) -> build.QueryVariable:
+    every = model.VariableOption(text="All", value="$__all", selected=True)
+    return _variable(name, label, query).multi(True).include_all(True).current(every)
+
+
+def _links(dashboards: Sequence[str], host: str) -> list[Builder[model.DashboardLink]]:
+    """From a line to these dashboards, by their uid. host: Grafana's name for what the line says of its host."""
+    return [
+        build.DashboardLink(f"Dashboard {uid.capitalize()}")
+        .type(model.DashboardLinkType.LINK)
+        .url(f"/d/llmio-{uid}?var-instance=${{{host}}}&${{__url_time_range}}&${{__all_variables}}")
+        for uid in dashboards
+    ]
 
 
 def _framed(panel: Any, title: str, description: str, unit: str, width: int, height: int, targets: Any) -> Any:
@@ -85,9 +100,9 @@ def _query(expression: str, legend: str) -> prometheus.Dataquery:
 
 def graph(
     title: str, description: str, unit: str, *targets: Target, width: int = 12, height: int = HEIGHT,
-    stacked: bool = False, most: float | None = None,
+    stacked: bool = False, most: float | None = None, nothing: str | None = None,
 ) -> timeseries.Panel:  # fmt: skip
-    """Lines over time, from zero. stacked: areas that add up."""
+    """Lines over time, from zero. stacked: areas that add up. nothing: what is said where there are none."""
     panel = (
         timeseries.Panel()
         .min(0)
@@ -109,6 +124,8 @@ def graph(
         panel.stacking(common.StackingConfig().mode(looks.StackingMode.NORMAL).group("A"))
     if most is not None:
         panel.max(most)
+    if nothing is not None:
+        panel.no_value(nothing)
     made: timeseries.Panel = _framed(
         panel, title, description, unit, width, height, [_query(*target).range() for target in targets]
     )
@@ -165,8 +182,10 @@ def number(
     return made
 
 
-def bars(title: str, description: str, unit: str, *targets: Target, width: int = 12) -> bargauge.Panel:
-    """One bar a series, the last value of each."""
+def bars(
+    title: str, description: str, unit: str, *targets: Target, width: int = 12, links: Sequence[str] = ()
+) -> bargauge.Panel:  # fmt: skip
+    """One bar a series, the last value of each. links: dashboards that a bar leads to, with its host."""
     panel = (
         bargauge.Panel()
         .min(0)
@@ -175,14 +194,18 @@ def bars(title: str, description: str, unit: str, *targets: Target, width: int =
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .color_scheme(build.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC))
     )
+    if links:
+        panel.data_links(_links(links, "__field.labels.instance"))
     made: bargauge.Panel = _framed(
         panel, title, description, unit, width, HEIGHT, [_query(*target).instant() for target in targets]
     )
     return made
 
 
-def rows(title: str, description: str, expression: str, *columns: str, width: int = 24) -> table.Panel:
-    """A table of an info metric's labels, in that order."""
+def rows(
+    title: str, description: str, expression: str, *columns: str, width: int = 24, links: Sequence[str] = ()
+) -> table.Panel:  # fmt: skip
+    """A table of an info metric's labels, in that order. links: dashboards that a row leads to, with its host."""
     panel = table.Panel().with_transformation(
         model.DataTransformerConfig(
             id_val="organize",
@@ -192,6 +215,8 @@ def rows(title: str, description: str, expression: str, *columns: str, width: in
             },
         )
     )
+    if links:
+        panel.data_links(_links(links, "__data.fields.instance"))
     target = _query(expression, "").format(PromQueryFormat.TABLE).instant()
     made: table.Panel = _framed(panel, title, description, "none", width, 6, [target])
     return made

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.builders import stat
 
 from grafana.panels import BANDWIDTH, BYTES, NUMBER, RATIO, REQUESTS, SECONDS, frame, graph, number, rows
-from grafana.queries import DATA, HOST, or_zero, rate, share, total
+from grafana.queries import DATA, HOST, events, or_zero, rate, share, total
 
 ATTRIBUTED = "llmio_attributed_bytes_total"
 ON_A_REQUEST = 'program=~"(block_io_start|block_getrq|block_rq_issue|block_rq_complete)(_again)?"'
@@ -70,8 +70,9 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Requests seen in part",
-                "expired: its completion was never shown. unowned: its start was not, as of those in flight when the "
-                "probe attached, and of the block layer's own flushes. Both are counted, with less known of them.",
+                "expired: its completion was never shown. unowned: its start was not, as of the block layer's own "
+                "flushes (those in flight when the probe attached come before the first scrape: see the counter "
+                "itself). Both are counted, with less known of them.",
                 REQUESTS,
                 (total("device", "llmio_requests_expired_total", HOST), "{{device}} expired"),
                 (total("device", "llmio_requests_unowned_total", HOST), "{{device}} unowned"),
@@ -82,7 +83,8 @@ def dashboard() -> build.Dashboard:
             graph(
                 "CPU",
                 "Of one core. daemon: the process that serves /metrics. kernel: an estimate, requests a second times "
-                "what our programs take for one, as measured at start.",
+                "what our programs take for one, as measured at start; missing in the unit as it comes, see the next "
+                "panel.",
                 RATIO,
                 (f"sum by (instance) ({rate('process_cpu_seconds_total', HOST)} {OF_PROBES})", "{{instance}} daemon"),
                 (
@@ -95,12 +97,15 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Time of a program's run",
-                "Mean, measured for two seconds at start; those that did not run meanwhile are missing.",
+                "Mean, measured for two seconds at start; those that did not run meanwhile are missing. Nothing is "
+                "measured in the unit as it comes: the kernel times programs for CAP_SYS_ADMIN only, or once sysctl "
+                "kernel.bpf_stats_enabled is 1 (docs/daemon.md, Rights).",
                 SECONDS,
                 (
                     f"max by (program) (llmio_program_cost_seconds{{{HOST}}})",
                     "{{program}}",
                 ),
+                nothing="not measured",
             )
         )
         .with_panel(
@@ -155,7 +160,7 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             rows(
                 "Versions",
-                "Which version runs where, and how its programs got in.",
+                "Which version runs there, and how its programs got in. Dashboard Fleet has those of all hosts.",
                 f"llmio_build_info{{{HOST}}}",
                 *("instance", "version", "loader"),
                 width=12,
@@ -169,7 +174,5 @@ def _kind(kind: str) -> str:
 
 
 def _lost(title: str, description: str, metric: str) -> stat.Panel:
-    """In the time that is shown; not a rate, since a single one counts."""
     said = f"{description} In the time shown; 0 is right."
-    expression = f"sum(increase({metric}{{{HOST}}}[$__range]))"
-    return number(title, said, NUMBER, expression, decimals=0, bad_from=0.5, nothing="not known")
+    return number(title, said, NUMBER, events("", metric, HOST), decimals=0, bad_from=0.5, nothing="not known")

@@ -1,18 +1,21 @@
 """The PromQL that the dashboards share: which series are meant, and rates. Nothing about how they look.
 
-$instance is the host, as Prometheus names what it scrapes. $device and $worker choose; "All" of $device are those of
-$layer, so that no sum counts the bytes of a stacked device and of the disk below it. $__rate_interval is Grafana's own:
-at least four scrapes.
+$instance is the host, as Prometheus names what it scrapes: one, since devices and workers of two hosts have the same
+names. $device and $worker choose; "All" of $device are those of $layer, so that no sum counts the bytes of a stacked
+device and of the disk below it. $__rate_interval is Grafana's own: at least four scrapes.
 """
 
 from __future__ import annotations
 
-HOST = 'instance=~"$instance"'
+from llmio_probe.outputs.status import HARMLESS
+
+HOST = 'instance="$instance"'
 DEVICE = f'{HOST}, device=~"$device"'
 WORKER = f'{DEVICE}, worker=~"$worker"'
 CALLER = f'{HOST}, worker=~"$worker"'
 """Of metrics without a device: those of calls."""
 DATA = 'op=~"read|write"'
+HARMFUL = f'status!~"{"|".join(sorted(HARMLESS))}"'
 
 
 def rate(metric: str, *selectors: str) -> str:
@@ -22,6 +25,17 @@ def rate(metric: str, *selectors: str) -> str:
 def total(by: str, metric: str, *selectors: str) -> str:
     """The summed rate by some labels; by nothing when by is empty."""
     return f"sum by ({by}) ({rate(metric, *selectors)})" if by else f"sum({rate(metric, *selectors)})"
+
+
+def events(by: str, metric: str, *selectors: str) -> str:
+    """How many in the time shown: for what is so rare that each one counts, which a rate hides.
+
+    increase() knows nothing of the first one, with which a counter appears. So a counter that was not there when this
+    time began is taken whole.
+    """
+    counter = f"{metric}{{{', '.join(selectors)}}}" if selectors else metric
+    counted = f"last_over_time({counter}[$__range]) unless {counter} offset $__range or increase({counter}[$__range])"
+    return f"sum by ({by}) ({counted})" if by else f"sum({counted})"
 
 
 def busy(by: str, *selectors: str) -> str:

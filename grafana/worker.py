@@ -70,8 +70,9 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             heat_map(
                 "Time in the queue",
-                "From the moment a request is made until the device gets it. Two bands are two kinds of requests, "
-                "such as those that found a free slot and those that had to wait.",
+                "From the moment a request is made until the device gets it: the scheduler, plugging, requeues. Two "
+                "bands are two kinds of requests, such as those that went straight through and those that had to wait. "
+                "What holds I/O back before there is a request (cgroups' limits, no free request) is not in it.",
                 SECONDS,
                 total("le", f"{LATENCY}_bucket", WORKER, 'stage="queue"'),
             )
@@ -106,7 +107,8 @@ def dashboard() -> build.Dashboard:
             graph(
                 "Time inside submitting calls",
                 "Of one thread's time, added up over all threads: 100 % is one that does nothing else. An asynchronous "
-                "call that takes long blocks: the queue is full, or the file is not opened with O_DIRECT.",
+                "call that takes long blocks: the queue is full, a cgroup's io.latency or io.cost holds it back, or "
+                "the file is not opened with O_DIRECT.",
                 RATIO,
                 _of_calls(total("engine", "llmio_submit_seconds_sum", CALLER)),
             )

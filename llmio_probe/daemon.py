@@ -235,7 +235,7 @@ class Exporter:
         try:
             wanted = load(self._path)
             chosen = self._choose(wanted)
-            access = load_access(wanted.web_config)
+            access = load_access(wanted.web_config, server.access)
         except ProbeError as error:
             log.error("the configuration stays as it was: %s", error)
             return False

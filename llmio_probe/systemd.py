@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TextIO
 
+READY_SECONDS = 2.0
+"""How long a manager that is busy may keep us waiting for that: what it has not heard, it ends us for."""
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
@@ -30,7 +32,7 @@ class Manager:
 
     def ready(self, status: str) -> None:
         """At the start, and after a reload."""
-        self._tell("READY=1", f"STATUS={status}")
+        self._tell("READY=1", f"STATUS={status}", patience=READY_SECONDS)
 
     def reloading(self) -> None:
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -42,11 +44,11 @@ class Manager:
         if self.longest_silence < math.inf:
             self._tell("WATCHDOG=1")
 
-    def _tell(self, *assignments: str) -> None:
+    def _tell(self, *assignments: str, patience: float = 0.0) -> None:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
-            sending.setblocking(False)  # a manager that is stuck must not stop the pipeline
+            sending.settimeout(patience)  # a manager that is stuck must not stop the pipeline
             sending.sendto("\n".join(assignments).encode(), self._address)
 
 

@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         users = self.server.access.users
         try:
-            allowed = users is None or users.allow(self.headers.get("Authorization"))
+            allowed = users is None or users.allow(self.headers.get("Authorization"), self.client_address[0])
         except BusyError:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"busy: ask again\n", ("Retry-After", "1"))
             return

@@ -14,7 +14,9 @@ import os
 import re
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,14 @@ from llmio_probe.yaml_nodes import BadNodeError, Reader, compose, one_of, read_m
 CheckPassword = Callable[[bytes, bytes], bool]
 """Password and its bcrypt hash."""
 
-_HASH = re.compile(r"\$2[aby]?\$[0-9]{2}\$[./A-Za-z0-9]{53}")
+# What the library takes; at the rest it raises, but only once somebody asks. (A salt's last letter has two bits.)
+_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _REMEMBERED = 100
+_OF_A_CLIENT = 2
+"""Passwords that are being checked or wait for it."""
+PATIENCE_SECONDS = 2.0
+"""For how long one waits: Prometheus gives up after 5 s where it scrapes as often."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +53,35 @@ class Access:
 
 
 class BusyError(Exception):
-    """Another password is being checked."""
+    """Other passwords are being checked."""
 
 
 class Users:
     """Checks what a request says of itself. A bcrypt hash takes 50 ms and more, so what was right is remembered."""
 
-    def __init__(self, hashes: Mapping[str, bytes], check: CheckPassword) -> None:
+    def __init__(self, hashes: Mapping[str, bytes], check: CheckPassword, before: Users | None = None) -> None:
+        """before: whose place it takes. What was right there still is, if the hash is the same."""
         self._hashes = hashes
         self._check = check
         # Of a user that there is not, some hash is tried as well: how long it takes must not tell who there is.
         self._some_hash = next(iter(hashes.values()))
-        self._key = os.urandom(32)
-        self._right: set[bytes] = set()
-        # Whoever tries many passwords gets one CPU at most, and no connections that wait for it.
+        self._key: bytes = os.urandom(32) if before is None else before._key
+        self._right: dict[bytes, str] = {}
+        """Marks of what was said, and the name in it."""
+        if before is not None:
+            kept = {name for name, hashed in hashes.items() if before._hashes.get(name) == hashed}
+            self._right = {mark: name for mark, name in before._right.copy().items() if name in kept}
+        # Whoever tries many passwords gets one CPU at most, and few connections that wait for it. Who comes from
+        # elsewhere, or asks only once, gets a turn all the same.
         self._one_at_a_time = threading.Lock()
+        self._clients: Counter[str] = Counter()
+        self._changing = threading.Lock()
 
-    def allow(self, authorization: str | None) -> bool:
-        """The value of the header: "Basic " and name:password in base64. BusyError where it cannot be checked now."""
+    def allow(self, authorization: str | None, client: str) -> bool:
+        """The value of the header: "Basic " and name:password in base64. BusyError where it cannot be checked now.
+
+        client: where it comes from.
+        """
         scheme, _, encoded = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
             return False
@@ -77,16 +95,32 @@ class Users:
         mark = hmac.digest(self._key, said, hashlib.sha256)
         if mark in self._right:
             return True
-        known = self._hashes.get(name.decode(errors="replace"))
-        if not self._one_at_a_time.acquire(blocking=False):
-            raise BusyError
-        try:
+        user = name.decode(errors="replace")
+        known = self._hashes.get(user)
+        with self._turn(client):
             right = self._check(password[:72], known or self._some_hash) and known is not None  # bcrypt's limit
-        finally:
-            self._one_at_a_time.release()
         if right and len(self._right) < _REMEMBERED:
-            self._right.add(mark)
+            self._right[mark] = user
         return right
+
+    @contextmanager
+    def _turn(self, client: str) -> Iterator[None]:
+        with self._changing:
+            if self._clients[client] >= _OF_A_CLIENT:
+                raise BusyError
+            self._clients[client] += 1
+        try:
+            if not self._one_at_a_time.acquire(timeout=PATIENCE_SECONDS):
+                raise BusyError
+            try:
+                yield
+            finally:
+                self._one_at_a_time.release()
+        finally:
+            with self._changing:
+                self._clients[client] -= 1
+                if not self._clients[client]:
+                    del self._clients[client]
 
 
 @dataclass(frozen=True)
@@ -104,8 +138,11 @@ class _File:
     basic_auth_users: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def load_access(path: str | None) -> Access:
-    """Read, check, and load the certificate. ProbeError in one sentence. Without a file, all may read, by HTTP."""
+def load_access(path: str | None, before: Access | None = None) -> Access:
+    """Read, check, and load the certificate. ProbeError in one sentence. Without a file, all may read, by HTTP.
+
+    before: what it takes the place of.
+    """
     if path is None:
         return Access()
     name = escape(path)
@@ -121,7 +158,8 @@ def load_access(path: str | None) -> Access:
     except BadNodeError as error:
         raise ProbeError(f"{name}:{error.line}: {error}") from error
     tls = None if found.tls_server_config is None else _context(found.tls_server_config, Path(path).parent, name)
-    users = Users(found.basic_auth_users, _bcrypt(name)) if found.basic_auth_users else None
+    known = before.users if before is not None else None
+    users = Users(found.basic_auth_users, _bcrypt(name), known) if found.basic_auth_users else None
     return Access(tls, users)
 
 

@@ -116,7 +116,7 @@ def ask(prometheus: Prometheus, panel: dict[str, Any], start: float, end: float)
     """What Grafana would show in the panel, all variables at their defaults, for the time from start to end."""
     disks = prometheus.labels("device", 'llmio_device_info{layer="disk"}', start, end)
     variables = {
-        "$instance": re.escape(prometheus.target),
+        "$instance": prometheus.target,
         "$device": f"({'|'.join(map(re.escape, disks))})",
         "$worker": ".*",
         "$__rate_interval": f"{RATE_SECONDS}s",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llmio_probe import demo
+from llmio_probe import __version__, demo
 from tests.live import pictures
 from tests.live.daemons import Daemon, running_daemon
 from tests.live.harness import HANG, Disk, disk_statistics, fio, fio_totals
@@ -224,7 +224,7 @@ def test_queue_and_device_are_the_total(run: Run) -> None:
 def test_every_rule_is_evaluated_and_what_is_recorded_agrees_with_fio(run: Run) -> None:
     groups = run.prometheus.get("rules")["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-    assert len(rules) == 14
+    assert len(rules) == 15
     assert {rule["health"] for rule in rules.values()} == {"ok"}
     start, end = run.loaded
     for name, rule in rules.items():
@@ -237,7 +237,31 @@ def test_every_rule_is_evaluated_and_what_is_recorded_agrees_with_fio(run: Run) 
     assert recorded[0].values[-1] == pytest.approx(raw[0].values[0], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["host", "worker", "offload", "probe"])
+def test_the_fleet_has_the_host_and_of_its_disks_what_fio_says(run: Run) -> None:
+    """Rates over five minutes hold all that there was: the run is shorter."""
+    assert [s.values[-1] for s in run.ask("fleet: Hosts") + run.ask("fleet: Hosts down")] == [1, 0]
+    assert [s.labels["version"] for s in run.ask("fleet: Probes")] == [__version__]
+    assert {s.labels["instance"] for s in run.ask("fleet: Bytes with an unknown owner")} == {run.prometheus.target}
+
+    def shown(panel: str) -> dict[str, float]:
+        answers = run.ask(f"fleet: {panel}")
+        assert {s.legend for s in answers} == {f"{run.prometheus.target} {s.labels['device']}" for s in answers}
+        return {s.labels["device"]: s.values[-1] for s in answers}
+
+    read, disks = shown("Most bandwidth"), {run.loop, run.disk}
+    assert 300 * read[run.loop] == pytest.approx(run.known[1], abs=within(run.known[1]))
+    for disk in disks:
+        raw_bytes = f'sum(rate(llmio_bytes_total{{device="{disk}", op=~"read|write"}}[5m]))'
+        [raw] = run.prometheus.now(raw_bytes, run.loaded[1])
+        assert read[disk] == pytest.approx(raw.values[0], rel=0.1)
+    busy, queued, errors = shown("Busiest"), shown("Longest queue time"), shown("Most errors")
+    for disk in disks:
+        assert 0 < busy[disk] <= 1
+        assert queued[disk] > 0
+        assert errors[disk] == 0
+
+
+@pytest.mark.parametrize("name", ["fleet", "host", "worker", "offload", "probe"])
 @pytest.mark.parametrize("part", ["loaded", "plain"])
 def test_the_dashboards_can_be_looked_at(run: Run, name: str, part: str) -> None:
     dashboard = json.loads((REPOSITORY / "grafana" / "dashboards" / f"{name}.json").read_text())

@@ -280,15 +280,23 @@ def test_the_manager_is_told_how_it_is(daemon: Start, manager: socket.socket) ->
 
 
 def test_a_daemon_whose_pipeline_hangs_is_not_called_alive(daemon: Start, manager: socket.socket) -> None:
-    """The HTTP threads go on while the main thread is stopped, but it is not they who say so."""
+    """Its main thread waits for a configuration that nobody writes. The threads that answer scrapes go on, but it is
+    not they who say so.
+    """
     running = daemon(environ={"NOTIFY_SOCKET": f"@llmio-test-{os.getpid()}", "WATCHDOG_USEC": "4000000"})
     told(manager, "WATCHDOG=1")
-    running.process.send_signal(signal.SIGSTOP)
-    time.sleep(0.5)
-    while select.select([manager], [], [], 0)[0]:
-        manager.recv(4096)
-    assert not select.select([manager], [], [], 2.5)[0]
-    running.process.send_signal(signal.SIGCONT)
+    running.config.unlink()
+    os.mkfifo(running.config)
+    running.config.chmod(0o644)  # for its account
+    before = running.log.stat().st_size
+    running.process.send_signal(signal.SIGHUP)
+    told(manager, "RELOADING=1")
+    silent_until = time.monotonic() + 3.5  # three words are due
+    while time.monotonic() < silent_until:
+        assert "llmio_build_info" in running.scrape()
+    assert not select.select([manager], [], [], 0)[0]
+    configuration(running.config.parent)
+    running.says("the configuration was read again\n", before)
     told(manager, "WATCHDOG=1")
 
 

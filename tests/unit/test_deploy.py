@@ -6,6 +6,7 @@ import configparser
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,61 @@ def test_uninstall_leaves_nothing_of_ours_and_all_of_others(root: Path) -> None:
     make("uninstall", root)  # again is no mistake
     assert files(root) == set()
     assert not (root / "etc/llmio-probe").exists()
+
+
+# The same by a pip that is none, which is quick, and can fail
+
+
+def install(folder: Path, version: str, *, pip_ends_with: int = 0) -> subprocess.CompletedProcess[str]:
+    """deploy/install.sh alone. What it brings of Python is one module with that version."""
+    pip = folder.parent / "pip"
+    pip.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --target ]; do shift; done\nmkdir "$2/llmio_probe" "$2/bin"\n'
+        f'echo \'version = "{version}"\' >"$2/llmio_probe/__init__.py"\nexit {pip_ends_with}\n'
+    )
+    pip.chmod(0o755)
+    settings = {"DESTDIR": str(folder), "PREFIX": "/usr", "SYSCONFDIR": "/srv/conf", "PIP": str(pip)}
+    return subprocess.run(
+        [PROJECT / "deploy" / "install.sh", "install"], capture_output=True, text=True, timeout=PATIENCE,
+        env={**os.environ, "INTERPRETER": sys.executable, **settings},
+    )  # fmt: skip
+
+
+def test_every_file_names_the_places_of_this_installation(tmp_path: Path) -> None:
+    done = install(tmp_path / "root", "1")
+    assert done.returncode == 0, done.stderr
+    placed = files(tmp_path / "root")
+    assert {"/usr/share/llmio-probe/grafana/provisioning/dashboards/llmio-probe.yaml",
+            "/usr/share/llmio-probe/prometheus/llmio-probe.alerts.yml", "/srv/conf/llmio-probe/llmio-probe.yaml",
+            "/usr/share/doc/llmio-probe/daemon.md"} <= placed  # fmt: skip
+    for name in placed:
+        said = (tmp_path / "root" / name.removeprefix("/")).read_bytes()
+        assert b"/usr/local/" not in said, name
+        assert b"/etc/llmio-probe" not in said, name
+    [source] = re.findall(
+        "path: (.*)",
+        (tmp_path / "root/usr/share/llmio-probe/grafana/provisioning/dashboards/llmio-probe.yaml").read_text(),
+    )
+    assert f"{source}/host.json" in placed
+
+
+def test_an_upgrade_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    install(root, "1")
+    left_over = root / "usr/lib/llmio-probe/llmio_probe/gone.py"
+    left_over.touch()
+    before = files(root)
+    assert install(root, "2").returncode == 0
+    assert files(root) == before - {"/usr/lib/llmio-probe/llmio_probe/gone.py"}
+    assert (root / "usr/lib/llmio-probe/llmio_probe/__init__.py").read_text() == 'version = "2"\n'
+    [compiled] = root.rglob("__init__.*.pyc")
+    assert b"/usr/lib/llmio-probe/llmio_probe/__init__.py" in compiled.read_bytes()  # as tracebacks will name it
+    assert str(root).encode() not in compiled.read_bytes()
+
+
+def test_an_upgrade_whose_pip_fails_leaves_the_host_with_what_it_had(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    install(root, "1")
+    before = {name: (root / name.removeprefix("/")).read_bytes() for name in files(root)}
+    assert install(root, "2", pip_ends_with=1).returncode == 1
+    assert {name: (root / name.removeprefix("/")).read_bytes() for name in files(root)} == before

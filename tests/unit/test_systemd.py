@@ -7,11 +7,15 @@ import logging
 import math
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from llmio_probe import systemd
 from llmio_probe.systemd import Manager, log_to
 
 NAME = f"llmio-unit-{os.getpid()}"
@@ -66,6 +70,47 @@ def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
     manager.ready("x")
     manager.reloading()
     manager.stopping()
+
+
+@pytest.fixture
+def full(listening: socket.socket) -> socket.socket:
+    """One that has no room for a word, as while its manager is busy."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                other.sendto(b"noise", f"\0{NAME}")
+    return listening
+
+
+def heard(listening: socket.socket) -> list[bytes]:
+    said: list[bytes] = []
+    with suppress(BlockingIOError):
+        while True:
+            said.append(listening.recv(4096))
+    return [word for word in said if word != b"noise"]
+
+
+def test_a_manager_that_is_busy_is_told_all_the_same_that_the_daemon_is_ready(full: socket.socket) -> None:
+    reading = threading.Timer(0.2, lambda: full.recv(4096))
+    reading.start()
+    Manager({"NOTIFY_SOCKET": f"@{NAME}"}).ready("serving")
+    reading.join()
+    assert heard(full) == [b"READY=1\nSTATUS=serving"]
+
+
+def test_a_manager_that_is_stuck_holds_nobody_up_for_long(full: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "READY_SECONDS", 0.2)
+    manager = Manager({"NOTIFY_SOCKET": f"@{NAME}", "WATCHDOG_USEC": "30000000"})
+    began = time.monotonic()
+    manager.ready("serving")
+    assert 0.2 <= time.monotonic() - began < 5
+    monkeypatch.setattr(systemd, "READY_SECONDS", 30)
+    began = time.monotonic()
+    for say in (manager.alive, manager.reloading, manager.stopping):
+        say()
+    assert time.monotonic() - began < 5  # nothing else is waited for
+    assert heard(full) == []
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from llmio_probe.outputs.metrics import METRICS
+from llmio_probe.outputs.status import HARMLESS
 
 HERE = Path(__file__).parent
 DEPLOYED = Path(__file__).parents[3] / "deploy" / "prometheus"
@@ -79,3 +80,9 @@ def test_rules_use_metrics_that_exist_with_labels_that_they_have() -> None:
             labels = set(re.findall(r"(\w+)\s*[!=]~?\"", selector))
             assert labels <= known.get(name, known.get(base, set())) | {"le", "job", "instance"}, expression
         assert set(re.findall(r"\w+:llmio_\w+:\w+", expression)) <= recorded
+
+
+def test_the_alert_on_errors_leaves_out_what_is_none() -> None:
+    [alert] = [rule for rule in ALERTS if rule["alert"] == "LlmioRequestErrors"]
+    left_out = set(re.findall(r'status!~"([^"]*)"', alert["expr"]))
+    assert {frozenset(names.split("|")) for names in left_out} == {HARMLESS}

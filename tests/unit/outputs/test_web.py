@@ -11,12 +11,16 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Counted
 
+from llmio_probe.outputs import web_config as web_config_module
 from llmio_probe.outputs.web import REQUEST_BYTES, MetricsServer
 from llmio_probe.outputs.web_config import Access, BusyError, Users, load_access
 
@@ -28,7 +32,7 @@ SECONDS = 1.0
 @pytest.fixture
 def registry() -> CollectorRegistry:
     registry = CollectorRegistry()
-    Counter("llmio_test", "A number.", registry=registry).inc(7)
+    Counted("llmio_test", "A number.", registry=registry).inc(7)
     return registry
 
 
@@ -138,7 +142,7 @@ def test_a_slow_request_is_cut_off(serve: Serve) -> None:
 
 
 def test_whoever_does_not_read_the_answer_is_cut_off(serve: Serve, registry: CollectorRegistry) -> None:
-    many = Counter("llmio_many", "Too much for the kernel's buffers.", ["n"], registry=registry)
+    many = Counted("llmio_many", "Too much for the kernel's buffers.", ["n"], registry=registry)
     for number in range(100):
         many.labels(f"{number:0{1 << 18}}")
     server = serve(seconds=SECONDS)
@@ -307,26 +311,121 @@ def test_who_may_scrape_can_be_exchanged_while_it_serves(serve: Serve) -> None:
     assert ask(server)[0] == 401
 
 
-def test_who_tries_passwords_keeps_nobody_waiting() -> None:
-    """One is checked at a time; meanwhile who is known is let in, and all others are told to ask again."""
-    checking, go_on = threading.Event(), threading.Event()
+def test_who_was_let_in_is_so_after_a_reload_unless_the_hash_is_another() -> None:
+    asked: list[bytes] = []
 
     def check(password: bytes, hashed: bytes) -> bool:
+        asked.append(password)
+        return password == hashed
+
+    before = Users({"a": b"one", "b": b"two", "c": b"three"}, check)
+    for name, password in (("a", "one"), ("b", "two"), ("c", "three")):
+        assert before.allow(basic(name, password), "x")
+    asked.clear()
+    after = Users({"a": b"one", "b": b"2", "d": b"three"}, check, before)
+    assert after.allow(basic("a", "one"), "x")
+    assert asked == []
+    assert not after.allow(basic("b", "two"), "x")
+    assert not after.allow(basic("c", "three"), "x")
+    assert asked == [b"two", b"three"]
+
+
+def test_a_file_that_is_read_again_asks_nobody_again(web_config: Callable[[str], str]) -> None:
+    import bcrypt
+
+    hashed = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode()
+    before = load_access(web_config(f"basic_auth_users: {{prometheus: {hashed}}}"))
+    assert before.users is not None
+    assert before.users.allow(basic("prometheus", "open sesame"), "x")
+    after = load_access(web_config(f"# new\nbasic_auth_users: {{prometheus: {hashed}}}"), before)
+    assert after.users is not None
+    after.users._check = lambda password, hashed: pytest.fail("it was asked again")
+    assert after.users.allow(basic("prometheus", "open sesame"), "x")
+
+
+@dataclass
+class SlowCheck:
+    """Of the password "slow", for as long as is wanted."""
+
+    began: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, password: bytes, hashed: bytes) -> bool:
         if password == b"slow":
-            checking.set()
-            assert go_on.wait(10)
+            self.began.set()
+            assert self.go_on.wait(10)
         return password == b"right"
 
-    users = Users({"prometheus": b"hash"}, check)
-    assert users.allow(basic("prometheus", "right"))
-    guesser = threading.Thread(target=users.allow, args=(basic("prometheus", "slow"),))
-    guesser.start()
+
+@pytest.fixture
+def slow() -> Iterator[tuple[Users, SlowCheck]]:
+    """While a guesser's password is being checked, and another of his waits for that."""
+    check = SlowCheck()
+    users = Users({"prometheus": b"hash", "known": b"hash"}, check)
+    assert users.allow(basic("known", "right"), "guesser")
+    guesses = [threading.Thread(target=users.allow, args=(basic("x", "slow"), "guesser")) for _ in range(2)]
+    for guess in guesses:
+        guess.start()
+    assert check.began.wait(10)
+    eventually(lambda: users._clients["guesser"] == 2)
+    yield users, check
+    check.go_on.set()
+    for guess in guesses:
+        guess.join()
+
+
+def test_while_a_password_is_checked_who_is_known_is_let_in_and_the_guesser_is_sent_away(
+    slow: tuple[Users, SlowCheck],
+) -> None:
+    users, check = slow
+    assert users.allow(basic("known", "right"), "guesser")
+    with pytest.raises(BusyError):
+        users.allow(basic("prometheus", "right"), "guesser")
+    check.go_on.set()
+    eventually(lambda: not users._clients)
+    assert users.allow(basic("prometheus", "right"), "guesser")
+
+
+def test_who_comes_from_elsewhere_waits_for_its_turn(slow: tuple[Users, SlowCheck]) -> None:
+    users, check = slow
+    threading.Timer(0.1, check.go_on.set).start()
+    assert users.allow(basic("prometheus", "right"), "prometheus")
+
+
+def test_nobody_waits_for_ever(slow: tuple[Users, SlowCheck], monkeypatch: pytest.MonkeyPatch) -> None:
+    users, _ = slow
+    monkeypatch.setattr(web_config_module, "PATIENCE_SECONDS", 0.01)
+    with pytest.raises(BusyError):
+        users.allow(basic("prometheus", "right"), "prometheus")
+
+
+@pytest.mark.parametrize(("guesser", "at_once"), [("127.0.0.1", 1), ("127.0.0.2", 6)])
+def test_a_guesser_who_never_stops_keeps_no_scraper_out(serve: Serve, guesser: str, at_once: int) -> None:
+    """At one's own address as long as he asks one thing after the other; from elsewhere however many at once."""
+
+    def check(password: bytes, hashed: bytes) -> bool:
+        time.sleep(0.02)
+        return password == b"right"
+
+    server = serve(Access(users=Users({"prometheus": b"hash"}, check)), connections=16)
+    refused: Counter[int] = Counter()
+    enough = threading.Event()
+
+    def guess() -> None:
+        while not enough.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, HANG, source_address=(guesser, 0))
+            connection.request("GET", "/metrics", headers={"Authorization": basic("prometheus", "guess")})
+            refused[connection.getresponse().status] += 1
+            connection.close()
+
+    guesses = [threading.Thread(target=guess) for _ in range(at_once)]
+    for thread in guesses:
+        thread.start()
     try:
-        assert checking.wait(10)
-        assert users.allow(basic("prometheus", "right"))
-        with pytest.raises(BusyError):
-            users.allow(basic("prometheus", "another"))
+        eventually(lambda: refused[401] >= 5)
+        assert ask(server, Authorization=basic("prometheus", "right"))[0] == 200  # the very first time
     finally:
-        go_on.set()
-        guesser.join()
-    assert not users.allow(basic("prometheus", "another"))
+        enough.set()
+        for thread in guesses:
+            thread.join()
+    assert set(refused) <= {401, 503}

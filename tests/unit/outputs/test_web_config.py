@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,32 @@ def test_a_mistake_is_named_with_its_line_and_what_is_allowed(load: Load, text: 
     with pytest.raises(ProbeError, match=complaint) as caught:
         load(text)
     assert str(caught.value).isprintable()
+
+
+VERSIONS = ("$2a", "$2b", "$2y")
+COSTS = ("$04$", "$09$", "$10$", "$31$")
+
+
+@pytest.mark.parametrize("start", [version + cost for version in VERSIONS for cost in COSTS])
+def test_a_hash_that_the_library_takes_is_taken(load: Load, start: str) -> None:
+    assert load(f"basic_auth_users: {{a: {start}{HASH[7:]}}}").users is not None
+
+
+def test_every_hash_that_is_taken_can_be_checked(load: Load) -> None:
+    """Of each way in which one can be wrong: what the library raises at, a start must not call right."""
+    bcrypt = pytest.importorskip("bcrypt")
+    salts = [HASH[7:28] + letter + HASH[29:] for letter in "./" + string.ascii_letters + string.digits]
+    starts = [f"${version}${cost:02}$" for version in ("2", "2a", "2b", "2x", "2y") for cost in (0, 3, 4, 32, 99)]
+    tried = [start + HASH[7:] for start in starts] + ["$2y$04$" + rest for rest in salts]
+    taken = set()
+    for hashed in tried:
+        try:
+            load(f"basic_auth_users: {{a: {hashed}}}")
+        except ProbeError:
+            continue
+        taken.add(hashed)
+        assert not bcrypt.checkpw(b"x", hashed.encode())
+    assert len(taken) == 3 + 3  # $2a, $2b and $2y of cost 4; three more letters that a salt can end with
 
 
 def test_a_password_in_place_of_a_hash_is_not_repeated(load: Load) -> None:
