@@ -54,7 +54,7 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             _lost(
                 "Folded",
-                'Workers and label sets that are under "other": see workers: in the configuration.',
+                'Workers and label sets that are under "other": see workers: and series: in the configuration.',
                 "llmio_series_folded_total",
             )
         )
@@ -140,7 +140,7 @@ def dashboard() -> build.Dashboard:
         .with_panel(
             graph(
                 "Series",
-                "Samples in a scrape: at most 5,000 but for a host with very many disks.",
+                "Samples in a scrape: at most 5,000 (series: in the configuration), unless there are very many disks.",
                 NUMBER,
                 (f"scrape_samples_scraped{{{HOST}}} {OF_PROBES}", "{{instance}}"),
                 width=6,

@@ -45,6 +45,8 @@ class DaemonConfig:
     """As the user wrote them; None is all."""
     workers: int = 24
     """How many have series of their own."""
+    series: int = 5_000
+    """At most so many in all."""
     grace_seconds: float = 300.0
     """How long a worker that ended keeps its series."""
     interval_seconds: float = 1.0
@@ -61,8 +63,9 @@ class DaemonConfig:
     """The user's own rules, which come before the built-in ones."""
 
 
-AT_START = ("listen", "user", "calls", "loader", "program_cost")
-"""Keys that a running daemon cannot change: what they ask for needs rights that it has given up, or new programs."""
+AT_START = ("listen", "user", "series", "calls", "loader", "program_cost")
+"""Keys that a running daemon cannot change: what they ask for needs rights that it has given up, or new programs, or
+counters that begin anew."""
 
 
 def needs_restart(running: DaemonConfig, wanted: DaemonConfig) -> tuple[str, ...]:
@@ -169,6 +172,8 @@ _READERS: Mapping[str, Reader] = {
     "user": _account,
     "devices": _devices,
     "workers": _whole_number(1, 1_000),
+    # Below, little but "other" would find room; above, no Prometheus wants one target to be.
+    "series": _whole_number(1_000, 100_000),
     "grace_seconds": _number(0, 86_400),
     "interval_seconds": _number(0.1, 60),
     "calls": _yes_or_no,

@@ -36,7 +36,7 @@ from llmio_probe.identity.roles import ReadHeader, RoleBook
 from llmio_probe.kernel.probe import EndCost, Probe
 from llmio_probe.kernel.state import ProbeState
 from llmio_probe.options import probe_options
-from llmio_probe.outputs.metrics import WORKER_SERIES
+from llmio_probe.outputs.metrics import OTHER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import load_access
@@ -105,7 +105,11 @@ def rooms(config: DaemonConfig, source: FactSource, mounts: Mounts, devices: Dev
     roles = RoleBook(
         rules, files.files, identity.framework_of, undecided=False, clock=time.monotonic, read_header=read_header
     )
-    return Rooms(identity, files, roles, Series(detail=False, most_series=WORKER_SERIES))
+    series = Series(
+        detail=False, most_series=config.series - OTHER_SERIES,
+        preferred=lambda owner: identity.framework_of(owner) is not None,
+    )  # fmt: skip
+    return Rooms(identity, files, roles, series)
 
 
 class Exporter:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmio_probe.aggregate.buckets import LATENCY_EDGES, REQUESTS_EDGES
-from llmio_probe.aggregate.limit import folded
+from llmio_probe.aggregate.limit import Fields, Labels, Need, folded
 from llmio_probe.aggregate.rows import CallDistributions, Distribution, Submission
 from llmio_probe.aggregate.table import Rows
 from llmio_probe.kernel.records import Engine, Op, Records
@@ -27,19 +27,26 @@ CALL_SERIES = 50
 """What Prometheus shows of an owner and an engine, see series.py."""
 
 
-class Calls:
-    """rows: makes the tables whose rows show in Prometheus (limit.py)."""
+def _needs(key: int) -> list[Need]:
+    return [(("call", key), CALL_SERIES)]
 
-    def __init__(self, rows: Callable[..., Rows]) -> None:
+
+_LABELS = Labels("distributions", _ENGINE_BITS, _needs, none=Engine.UNKNOWN)
+
+
+class Calls:
+    """limited: makes the tables whose rows show in Prometheus (limit.py)."""
+
+    def __init__(self, limited: Callable[[Fields, Labels], Rows]) -> None:
         latency, requests = len(LATENCY_EDGES) + 1, len(REQUESTS_EDGES) + 1
         self._submissions = Rows(
             {"calls": ("i8", ()), "requests": ("i8", ()), "bytes": ("i8", ()), "parts": ("i8", ()),
              "submit": ("f8", ()), "wait": ("f8", ())}
         )  # fmt: skip
-        self._calls = rows(
+        self._calls = limited(
             {"requests": ("i8", (requests,)), "submit": ("i8", (latency,)), "wait": ("i8", (latency,)),
              "requests_sum": ("i8", ()), "submit_sum": ("i8", ()), "wait_sum": ("i8", ())},
-            _ENGINE_BITS, lambda key: [(("call", key), CALL_SERIES)],
+            _LABELS,
         )  # fmt: skip
 
     def add(self, totals: Records, owners: NDArray[np.int32]) -> None:

@@ -18,6 +18,11 @@ from llmio_probe.kernel.records import Engine, Op, OwnerKind, Path
 Stage = Literal["queue", "device", "total"]
 STAGES: tuple[Stage, ...] = ("queue", "device", "total")
 
+OTHER_DEVICE = -1
+"""The device of what is shown without its own, because there was no room for it (limit.py)."""
+OTHER_STATUS = 255
+"""The same of a status; block statuses are few."""
+
 
 @dataclass(frozen=True)
 class Percentiles:

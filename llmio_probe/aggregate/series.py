@@ -6,8 +6,8 @@ stays counted until ``forget``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from llmio_probe.aggregate.busy import BusyTime, chains
 from llmio_probe.aggregate.calls import Calls
 from llmio_probe.aggregate.combinations import Combined, select
 from llmio_probe.aggregate.files import FileTable
-from llmio_probe.aggregate.limit import Need, folded, rows_within
+from llmio_probe.aggregate.limit import Labels, Need, folded, tables_within
 from llmio_probe.aggregate.rows import (
+    OTHER_DEVICE,
+    OTHER_STATUS,
     STAGES,
     AttributedBytes,
     CallDistributions,
@@ -35,6 +37,7 @@ from llmio_probe.aggregate.rows import (
     FileUse,
     Percentiles,
     RequestDistributions,
+    Stage,
     Stream,
     Submission,
 )
@@ -50,45 +53,102 @@ _ROLE_BITS = 11
 """Roles, and some 1,000 undecided ones. With 31 bits of an owner a stream's key is 63 bits long."""
 _DEVICE_BITS = 12
 _STATUS_BITS = 8
-_STREAM_BITS = _DEVICE_BITS + _OP_BITS + _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
-"""What a stream's key holds beside its owner."""
+_WAY_BITS = _ENGINE_BITS + _PATH_BITS
+"""What streams with the same distributions differ in."""
+_DISTRIBUTION_BITS = _DEVICE_BITS + _OP_BITS + _ROLE_BITS
+_STREAM_BITS = _DISTRIBUTION_BITS + _WAY_BITS
+"""What a stream's key holds beside its owner, from the top: device, op, role, engine, path."""
 _ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
+_NO_DEVICE = (1 << _DEVICE_BITS) - 1
+"""In the place of a device's row: of OTHER_DEVICE."""
 
 _PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache."""
 
-STREAM_SERIES, SIZE_SERIES, LATENCY_SERIES, ERROR_SERIES = 2, 17, 51, 1
-"""What Prometheus shows of a row: requests and bytes; of each (owner, device, op, role), and of each (owner, device,
-op); of each status. outputs/metrics.py has the buckets, a test holds them together."""
+STREAM_SERIES, WORKER_SERIES, SIZE_SERIES, LATENCY_SERIES, ERROR_SERIES = 2, 1, 17, 51, 1
+"""What Prometheus shows of a stream: requests and bytes; of who has any; of each (owner, device, op, role), and of each
+(owner, device, op); of each status. outputs/metrics.py has the buckets, a test holds them together."""
+PROMISED_WORKERS = 24
+"""For so many and "other" on each (device, op) distributions leave room for counters: as many as have series of their
+own where the configuration says nothing."""
 
 Ints = NDArray[np.int64]
+
+
+def _stream_needs(key: int) -> list[Need]:
+    return [(("stream", key), STREAM_SERIES), (("worker", key >> _STREAM_BITS), WORKER_SERIES)]
+
+
+def _distribution_needs(key: int) -> list[Need]:
+    return [(("size", key), SIZE_SERIES), (("latency", key >> _ROLE_BITS), LATENCY_SERIES)]
+
+
+def _error_needs(key: int) -> list[Need]:
+    return [(("error", key), ERROR_SERIES)]
+
+
+def _coarse_stream(labels: int) -> int:
+    """Device and op stay; the role is other, engine and path are unknown."""
+    return _coarse_distribution(labels >> _WAY_BITS) << _WAY_BITS
+
+
+def _coarse_distribution(labels: int) -> int:
+    return labels >> _ROLE_BITS << _ROLE_BITS | OTHER_ROLE
+
+
+_NOWHERE = _NO_DEVICE << _OP_BITS | Op.OTHER
+_STREAM_LABELS = Labels(
+    "counters", _STREAM_BITS, _stream_needs, (_NOWHERE << _ROLE_BITS | OTHER_ROLE) << _WAY_BITS, _coarse_stream,
+    (PROMISED_WORKERS + 1) * STREAM_SERIES,
+)  # fmt: skip
+_DISTRIBUTION_LABELS = Labels(
+    "distributions", _DISTRIBUTION_BITS, _distribution_needs, _NOWHERE << _ROLE_BITS | OTHER_ROLE, _coarse_distribution
+)
+_ERROR_LABELS = Labels("counters", _ERROR_BITS, _error_needs, _NOWHERE << _STATUS_BITS | OTHER_STATUS)
+
+
+class _Places(NamedTuple):
+    """Where each is counted. Shape (k,) each."""
+
+    streams: Ints  # rows
+    distributions: Ints  # rows
+    keys: Ints  # of owner, device and op
+    devices: Ints  # rows
+    ops: Ints
+
+    def where(self, chosen: NDArray[np.bool_]) -> _Places:
+        return _Places(*(each[chosen] for each in self))
 
 
 class Series:
     """Totals since it was made.
 
     detail: keep what exact sizes, latency percentiles and the list of files need (ad-hoc sessions): 20 kB a stream.
-    most_series: so many in Prometheus (see limit.py); None: as many as there are.
+    most_series: so many in Prometheus (see limit.py); None: as many as there are. preferred: whether an owner's
+    distributions are shown rather than others'.
     """
 
-    def __init__(self, *, detail: bool, most_series: int | None = None) -> None:
+    def __init__(
+        self, *, detail: bool, most_series: int | None = None, preferred: Callable[[int], bool] = lambda owner: False
+    ) -> None:
         self._detail = detail
-        rows = rows_within(most_series)
+        self._joined_bits = 0 if detail else _WAY_BITS
+        """How much shorter than a stream's key is that of its distributions: percentiles are asked for by stream."""
+        limited = tables_within(most_series, preferred, (PROMISED_WORKERS + 1) * WORKER_SERIES)
         size, latency = len(SIZE_EDGES) + 1, len(LATENCY_EDGES) + 1
-        fields: dict[str, tuple[Any, tuple[int, ...]]] = {
-            **dict.fromkeys(("requests", "bytes", "errors", "requeues", "size_sum", "added_up"), ("i8", ())),
-            "size": ("i8", (size,)),
-        }
+        distributions: dict[str, tuple[Any, tuple[int, ...]]] = {"size": ("i8", (size,)), "size_sum": ("i8", ())}
         for stage in STAGES:
-            fields |= {stage: ("i8", (latency,)), f"{stage}_sum": ("i8", ()), f"{stage}_max": ("i8", ())}
+            distributions |= {stage: ("i8", (latency,)), f"{stage}_sum": ("i8", ()), f"{stage}_max": ("i8", ())}
             if detail:
-                fields[f"{stage}_fine"] = ("u4", (latencies.COLUMNS,))
-        self._streams = rows(fields, _STREAM_BITS, _stream_needs, _coarse_stream)
-        self._sizes = Rows({"requests": ("i8", ())})
-        self._errors = rows({"requests": ("i8", ())}, _ERROR_BITS, lambda key: [(("error", key), ERROR_SERIES)])
+                distributions[f"{stage}_fine"] = ("u4", (latencies.COLUMNS,))
+        counters = dict.fromkeys(("requests", "bytes", "errors", "requeues", "added_up"), ("i8", ()))
+        self._streams = limited(counters, _STREAM_LABELS)
+        self._distributions = limited(distributions, _DISTRIBUTION_LABELS)
+        self._sizes = Rows({"requests": ("i8", ())})  # by row of the distributions, and size
+        self._errors = limited({"requests": ("i8", ())}, _ERROR_LABELS)
         self._users = Rows({})  # owners on a device
         self._files = FileTable()
-        self._calls = Calls(rows)
+        self._calls = Calls(limited)
         kinds, ops = ("i8", (2 * len(OwnerKind),)), ("i8", (len(Op),))
         self._devices = Rows(
             {"attributed": kinds, "shared": kinds, **dict.fromkeys(("requests", "bytes", "requeues", "in_flight"), ops)}
@@ -110,16 +170,16 @@ class Series:
         if not len(batch.records):
             return
         samples, counts = batch.samples, batch.counts
-        rows, key, device, op = self._places(samples, owners, roles)
+        places = self._places(samples, owners, roles)
         whole = samples["flags"] & RequestFlag.PART == 0
-        self._add_bytes(samples, samples["bytes"] * counts, np.where(whole, counts, 0), rows, device, op, files)
+        self._add_bytes(samples, samples["bytes"] * counts, np.where(whole, counts, 0), places, files)
         if whole.all():
-            self._add_whole(samples, counts, rows, key, device, op)
-            self._add_times(batch.records, batch.spread(rows))
+            self._add_whole(samples, counts, places)
+            self._add_times(batch.records, batch.spread(places.distributions))
         elif whole.any():  # from here on a part is nothing
-            self._add_whole(samples[whole], counts[whole], rows[whole], key[whole], device[whole], op[whole])
+            self._add_whole(samples[whole], counts[whole], places.where(whole))
             chosen = batch.spread(whole)
-            self._add_times(select(batch.records, chosen), batch.spread(rows)[chosen])
+            self._add_times(select(batch.records, chosen), batch.spread(places.distributions)[chosen])
 
     def add_overflow(
         self, totals: Records, owners: NDArray[np.int32], roles: Ints | None = None,
@@ -131,26 +191,26 @@ class Series:
         """
         if not len(totals):
             return
-        rows, key, device, op = self._places(totals, owners, roles)
+        places = self._places(totals, owners, roles)
         whole = totals["flags"] & RequestFlag.PART == 0
         requests = np.where(whole, totals["requests"], 0).astype(np.int64)
-        self._add_bytes(totals, totals["bytes"].astype(np.int64), requests, rows, device, op, files)
-        totals, rows, key, device, op = totals[whole], rows[whole], key[whole], device[whole], op[whole]
+        self._add_bytes(totals, totals["bytes"].astype(np.int64), requests, places, files)
+        totals, places = totals[whole], places.where(whole)
         sums = {name: totals[name].astype(np.int64) for name in ("requests", "request_bytes", "requeues", "total_ns")}
-        self._add_counts(
-            totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], rows, key, device, op
-        )
-        self._streams.add("added_up", rows, sums["requests"])
+        self._add_counts(totals["status"], sums["requests"], sums["request_bytes"], sums["requeues"], places)
+        self._streams.add("added_up", places.streams, sums["requests"])
+        distributions, rows = self._distributions, places.distributions
         # What found no room in the kernel's tables either has no sizes, nor an end.
         sized = totals["size_counts"].any(axis=1) | (totals["done_ns"] > 0)
-        self._streams.add("size_sum", rows, np.where(sized, sums["request_bytes"], 0))
-        np.add.at(self._streams["size"], rows, totals["size_counts"].astype(np.int64))
-        self._devices.add_at("in_flight", device, op, sums["total_ns"])
+        distributions.add("size_sum", rows, np.where(sized, sums["request_bytes"], 0))
+        np.add.at(distributions["size"], rows, totals["size_counts"].astype(np.int64))
         for stage in STAGES:
-            np.add.at(self._streams[stage], rows, totals[f"{stage}_counts"].astype(np.int64))
-            self._streams.add(f"{stage}_sum", rows, totals[f"{stage}_ns"])
+            np.add.at(distributions[stage], rows, totals[f"{stage}_counts"].astype(np.int64))
+            distributions.add(f"{stage}_sum", rows, totals[f"{stage}_ns"])
         if self._detail:
             self._add_bucket_edges(totals, rows)
+        device, op = places.devices, places.ops
+        self._devices.add_at("in_flight", device, op, sums["total_ns"])
         until = totals["done_ns"].astype(np.int64)
         for groups, busy in ((device << _OP_BITS | op, self._busy), (device, self._device_busy)):
             for group in np.unique(groups).tolist():
@@ -159,7 +219,7 @@ class Series:
                 busy.setdefault(group, BusyTime()).add_total(under_way, int(until[chosen].max()))
 
     def _add_bucket_edges(self, totals: Records, rows: Ints) -> None:
-        """For percentiles: each value counts as the largest of its bucket."""
+        """For percentiles: each value counts as the largest of its bucket. rows: of the distributions."""
         where, column = np.nonzero(totals["size_counts"])
         sizes = np.minimum(1 << SIZE_EXPONENTS[0] + column, 0xFFFFFFFF)
         counts = totals["size_counts"][where, column]
@@ -168,23 +228,34 @@ class Series:
             where, column = np.nonzero(totals[f"{stage}_counts"])
             ns = 1 << LATENCY_EXPONENTS[0] + column
             counts = totals[f"{stage}_counts"][where, column]
-            self._streams.raise_to(f"{stage}_max", rows[where], ns)
-            self._streams.add_at(f"{stage}_fine", rows[where], latencies.column(ns.astype(np.float64)), counts)
+            self._distributions.raise_to(f"{stage}_max", rows[where], ns)
+            self._distributions.add_at(f"{stage}_fine", rows[where], latencies.column(ns.astype(np.float64)), counts)
 
-    def _places(self, samples: Records, owners: NDArray[np.int32], roles: Ints | None) -> tuple[Ints, Ints, Ints, Ints]:
-        """Of each: its stream's row, the key of its owner, device and op, and the last two, the device by its row."""
+    def _places(self, samples: Records, owners: NDArray[np.int32], roles: Ints | None) -> _Places:
         device = self._devices.find(samples["device"].astype(np.int64))
         op = samples["op"].astype(np.int64)
         key = (owners.astype(np.int64) << _DEVICE_BITS | device) << _OP_BITS | op
-        stream = (key << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
-        return self._streams.find(stream << _ROLE_BITS | (OTHER_ROLE if roles is None else roles)), key, device, op
+        stream = key << _ROLE_BITS | (OTHER_ROLE if roles is None else roles)
+        stream = (stream << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
+        rows = self._streams.find(stream)
+        return _Places(rows, self._distributions_of(rows), key, device, op)
+
+    def _distributions_of(self, streams: Ints) -> Ints:
+        """The rows that go with rows of streams: those of "other" where the counters already are there.
+
+        By streams, because there are far fewer of them than of what is looked for.
+        """
+        seen = np.flatnonzero(np.bincount(streams))
+        rows = np.empty(len(self._streams), np.int64)
+        rows[seen] = self._distributions.find(self._streams.keys[seen] >> self._joined_bits)
+        return rows.take(streams)
 
     def _add_bytes(
-        self, samples: Records, bytes_: Ints, requests: Ints, rows: Ints, device: Ints, op: Ints,
-        files: NDArray[np.int32] | None,
-    ) -> None:  # fmt: skip
+        self, samples: Records, bytes_: Ints, requests: Ints, places: _Places, files: NDArray[np.int32] | None
+    ) -> None:
         """requests: how many there are of each, 0 of parts."""
-        self._streams.add("bytes", rows, np.where(_DATA_OPS[op], bytes_, 0))
+        device, op = places.devices, places.ops
+        self._streams.add("bytes", places.streams, np.where(_DATA_OPS[op], bytes_, 0))
         moved = np.where(op <= Op.WRITE, bytes_, 0)  # reads and writes
         known = samples["owner"] << 1 | (samples["inode"] != 0)
         self._devices.add_at("attributed", device, known, moved)
@@ -192,46 +263,47 @@ class Series:
         if shared.any():
             self._devices.add_at("shared", device[shared], known[shared], moved[shared])
         if files is not None and self._detail:
-            users = self._users.find(self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS))[rows]
+            users = self._users.find(self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS))[places.streams]
             self._files.add(files.astype(np.int64), users, op == Op.WRITE, moved, requests, shared)
 
-    def _add_whole(self, samples: Records, counts: Ints, rows: Ints, key: Ints, device: Ints, op: Ints) -> None:
+    def _add_whole(self, samples: Records, counts: Ints, places: _Places) -> None:
         size = samples["request_bytes"].astype(np.int64)
-        self._add_counts(samples["status"], counts, size * counts, samples["requeues"] * counts, rows, key, device, op)
-        self._streams.add("size_sum", rows, size * counts)
-        self._streams.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
+        self._add_counts(samples["status"], counts, size * counts, samples["requeues"] * counts, places)
+        rows = places.distributions
+        self._distributions.add("size_sum", rows, size * counts)
+        self._distributions.add_at("size", rows, bucket(size, SIZE_EXPONENTS), counts)
         if self._detail:
             self._sizes.add("requests", self._sizes.find(rows << 32 | size), counts)
 
     def _add_counts(
-        self, status: NDArray[Any], requests: Ints, request_bytes: Ints, requeues: Ints, rows: Ints, key: Ints,
-        device: Ints, op: Ints,
-    ) -> None:  # fmt: skip
+        self, status: NDArray[Any], requests: Ints, request_bytes: Ints, requeues: Ints, places: _Places
+    ) -> None:
         """What is the same for requests with records and without; request_bytes and requeues are sums."""
-        streams = self._streams
+        streams, rows, device, op = self._streams, places.streams, places.devices, places.ops
         streams.add("requests", rows, requests)
         streams.add("requeues", rows, requeues)
         failed = status != 0
         if failed.any():
             streams.add("errors", rows[failed], requests[failed])
-            errors = self._errors.find(key[failed] << _STATUS_BITS | status[failed])
+            errors = self._errors.find(places.keys[failed] << _STATUS_BITS | status[failed])
             self._errors.add("requests", errors, requests[failed])
         self._devices.add_at("requests", device, op, requests)
         self._devices.add_at("bytes", device, op, np.where(_DATA_OPS[op], request_bytes, 0))
         self._devices.add_at("requeues", device, op, requeues)
 
     def _add_times(self, records: Records, rows: Ints) -> None:
-        """What no combination shares: latencies by stream, and busy time. rows: the stream of each, shape (n,)."""
-        uses = self._streams.keys >> (_STREAM_BITS - _DEVICE_BITS - _OP_BITS) & (1 << _DEVICE_BITS + _OP_BITS) - 1
+        """What no combination shares: latencies, and busy time. rows: each one's distributions, shape (n,)."""
+        below = _ROLE_BITS + _WAY_BITS - self._joined_bits
+        uses = self._distributions.keys >> below & (1 << _DEVICE_BITS + _OP_BITS) - 1
         use_of = uses.astype(np.uint16)
-        before = self._streams["total_sum"].copy()
+        before = self._distributions["total_sum"].copy()
         busy = []
         for first in range(0, len(records), _PIECE):
             piece = slice(first, first + _PIECE)
             made, issued, done = (records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
             self._add_latencies(made, issued, done, rows[piece])
             busy.append(_busy_intervals(use_of.take(rows[piece]), issued, done))
-        in_flight = self._streams["total_sum"] - before
+        in_flight = self._distributions["total_sum"] - before
         self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, in_flight)
         self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
@@ -244,11 +316,11 @@ class Series:
                 ns, where = ns[known], rows[known]
             np.maximum(ns, 0, out=ns)  # the clocks of two CPUs may differ
             ns = ns.astype(np.float64)
-            self._streams.add_at(stage, where, bucket(ns, LATENCY_EXPONENTS))
-            self._streams.add(f"{stage}_sum", where, ns)
+            self._distributions.add_at(stage, where, bucket(ns, LATENCY_EXPONENTS))
+            self._distributions.add(f"{stage}_sum", where, ns)
             if self._detail:
-                self._streams.raise_to(f"{stage}_max", where, ns)
-                self._streams.add_at(f"{stage}_fine", where, latencies.column(ns))
+                self._distributions.raise_to(f"{stage}_max", where, ns)
+                self._distributions.add_at(f"{stage}_fine", where, latencies.column(ns))
 
     def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
         """uses: a device and op each, as in ``_busy``."""
@@ -266,58 +338,56 @@ class Series:
         if not owners:
             return
         gone = np.array(sorted(owners))
-        stays = ~np.isin(self._streams.keys >> _STREAM_BITS, gone)
+        self._streams.keep(~np.isin(self._streams.keys >> _STREAM_BITS, gone))
+        stays = ~np.isin(self._distributions.keys >> (_STREAM_BITS - self._joined_bits), gone)
         self._sizes.keep(stays[self._sizes.keys >> 32])
         self._sizes = self._moved_sizes(np.cumsum(stays) - 1)
-        self._streams.keep(stays)
+        self._distributions.keep(stays)
         self._files.forget(np.flatnonzero(np.isin(self._users.keys >> _DEVICE_BITS, gone)))
         self._errors.keep(~np.isin(self._errors.keys >> _ERROR_BITS, gone))
         self._calls.forget(gone)
 
     def settle_roles(self, final: Mapping[int, int]) -> None:
         """Put an index into ROLES in the place of each undecided role; other, where there is none. All stays exact."""
-        self._streams, self._sizes = self._settled(final)
+        self._streams, self._distributions, self._sizes = self._settled(final)
 
-    def _settled(self, final: Mapping[int, int]) -> tuple[Rows, Rows]:
-        """Streams and sizes, those that have the same role then in one row."""
-        keys = self._streams.keys
-        role = keys & ((1 << _ROLE_BITS) - 1)
-        undecided = np.flatnonzero(role >= FIRST_UNDECIDED)
-        if not len(undecided):
-            return self._streams, self._sizes
-        settled = np.array([final.get(each, OTHER_ROLE) for each in role[undecided].tolist()])
-        keys = keys.copy()
-        keys[undecided] += settled - role[undecided]
-        streams, rows = self._streams.merged(keys, largest=[f"{stage}_max" for stage in STAGES])
-        return streams, self._moved_sizes(rows)
+    def _settled(self, final: Mapping[int, int]) -> tuple[Rows, Rows, Rows]:
+        """Streams, distributions and sizes, those that have the same role then in one row."""
+        streams, _ = _with_roles(self._streams, _WAY_BITS, final)
+        distributions, rows = _with_roles(self._distributions, _WAY_BITS - self._joined_bits, final)
+        return streams, distributions, self._sizes if rows is None else self._moved_sizes(rows)
 
     def _moved_sizes(self, rows: Ints) -> Rows:
-        """The sizes once their streams are in these rows."""
+        """The sizes once their distributions are in these rows."""
         keys = self._sizes.keys
         return self._sizes.merged(rows[keys >> 32] << 32 | keys & 0xFFFFFFFF)[0]
 
     @property
     def folded(self) -> int:
-        """Label sets so far that are counted under "other", because there was no room for more series."""
-        return folded(self._streams) + folded(self._errors) + self._calls.folded
+        """Label sets so far of which counters, or distributions, are under "other", as there was no room for more."""
+        return sum(map(folded, (self._streams, self._distributions, self._errors))) + self._calls.folded
 
     # --- rows
 
     def _split_stream(self, key: int) -> tuple[int, int, Op, Engine, Path, str]:
-        key, role = key >> _ROLE_BITS, key & ((1 << _ROLE_BITS) - 1)
         key, path = key >> _PATH_BITS, key & 7
         key, engine = key >> _ENGINE_BITS, key & 7
-        owner, device, op = self._split(key)
-        return owner, device, op, Engine(engine), Path(path), ROLES[role if role < FIRST_UNDECIDED else OTHER_ROLE]
+        owner, device, op, role = self._split_distribution(key)
+        return owner, device, op, Engine(engine), Path(path), role
+
+    def _split_distribution(self, key: int) -> tuple[int, int, Op, str]:
+        return *self._split(key >> _ROLE_BITS), ROLES[key & ((1 << _ROLE_BITS) - 1)]
 
     def _split(self, key: int) -> tuple[int, int, Op]:
         key, op = key >> _OP_BITS, key & 7
-        return key >> _DEVICE_BITS, int(self._devices.keys[key & ((1 << _DEVICE_BITS) - 1)]), Op(op)
+        row = key & _NO_DEVICE
+        return key >> _DEVICE_BITS, OTHER_DEVICE if row == _NO_DEVICE else int(self._devices.keys[row]), Op(op)
 
     def streams(self) -> list[Stream]:
         """What is undecided is other."""
-        table, size_table = self._settled({})
-        sizes = self._size_percentiles(table["size_sum"], size_table)
+        table, distributions, size_table = self._settled({})
+        sizes = self._size_percentiles(distributions["size_sum"], size_table)
+        place = distributions.find(table.keys).tolist() if self._detail else []
         return [
             Stream(
                 *self._split_stream(key),
@@ -326,22 +396,17 @@ class Series:
                 errors=int(table["errors"][row]),
                 requeues=int(table["requeues"][row]),
                 exact=not table["added_up"][row],
-                size_bytes=sizes[row],
-                latency_seconds={
-                    stage: latencies.percentiles(
-                        table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]), int(table[f"{stage}_sum"][row])
-                    )
-                    if self._detail
-                    else None
-                    for stage in STAGES
-                },
+                size_bytes=sizes[place[row]] if self._detail else None,
+                latency_seconds=_latency_percentiles(distributions, place[row])
+                if self._detail
+                else dict.fromkeys(STAGES),
             )
             for row, key in table.rows()
         ]
 
     @staticmethod
     def _size_percentiles(sums: Ints, table: Rows) -> list[Percentiles | None]:
-        """Of each stream, whose sizes add up to sums: exact, from every size that occurred."""
+        """Of each of the distributions, whose sizes add up to sums: exact, from every size that occurred."""
         found: list[Percentiles | None] = [None] * len(sums)
         order = np.argsort(table.keys)
         keys, counts = table.keys[order], table["requests"][order]
@@ -354,32 +419,20 @@ class Series:
         return found
 
     def request_distributions(self) -> list[RequestDistributions]:
-        table = self._streams
+        """What is undecided is other."""
+        table, _ = _with_roles(self._distributions, _WAY_BITS - self._joined_bits, {})
+        if self._detail:
+            table, _ = table.merged(table.keys >> _WAY_BITS)
         shown = table.shown
-        if not len(shown):
-            return []
-        # Streams that only engine and path tell apart, one after the other.
-        role_bits = table.keys[shown] & (1 << _ROLE_BITS) - 1
-        role = np.where(role_bits < FIRST_UNDECIDED, role_bits, OTHER_ROLE)
-        keys = table.keys[shown] >> (_ENGINE_BITS + _PATH_BITS + _ROLE_BITS) << _ROLE_BITS | role
-        order = np.argsort(keys, kind="stable")
-        keys, first = np.unique(keys[order], return_index=True)
-        order = shown[order]
-
-        def merged(field: str) -> NDArray[np.int64]:
-            totals: NDArray[np.int64] = np.add.reduceat(table[field][order], first, axis=0)
-            return totals
-
-        size, size_sum = merged("size"), merged("size_sum").tolist()
-        stages = {stage: (merged(stage), (merged(f"{stage}_sum") / 1e9).tolist()) for stage in STAGES}
+        size, size_sum = table["size"][shown], table["size_sum"][shown].tolist()
+        stages = {stage: (table[stage][shown], (table[f"{stage}_sum"][shown] / 1e9).tolist()) for stage in STAGES}
         return [
             RequestDistributions(
-                *self._split(key >> _ROLE_BITS),
-                ROLES[key & (1 << _ROLE_BITS) - 1],
-                Distribution(size[row], float(size_sum[row])),
-                {stage: Distribution(counts[row], sums[row]) for stage, (counts, sums) in stages.items()},
+                *self._split_distribution(key),
+                Distribution(size[index], float(size_sum[index])),
+                {stage: Distribution(counts[index], sums[index]) for stage, (counts, sums) in stages.items()},
             )
-            for row, key in enumerate(keys.tolist())
+            for index, (_, key) in enumerate(table.rows())
         ]
 
     def errors(self) -> list[ErrorCount]:
@@ -451,18 +504,25 @@ def _busy_intervals(
     return chains(uses, issued, done)
 
 
-_DETAIL_BITS = _ENGINE_BITS + _PATH_BITS + _ROLE_BITS
+def _with_roles(table: Rows, below: int, final: Mapping[int, int]) -> tuple[Rows, Ints | None]:
+    """The table with a role in the place of each undecided one, and in which of its rows each row has gone.
+
+    below: the bits below the role. None: nothing is undecided, it is the same table.
+    """
+    role = table.keys >> below & ((1 << _ROLE_BITS) - 1)
+    undecided = np.flatnonzero(role >= FIRST_UNDECIDED)
+    if not len(undecided):
+        return table, None
+    settled = np.array([final.get(each, OTHER_ROLE) for each in role[undecided].tolist()])
+    keys = table.keys.copy()
+    keys[undecided] += settled - role[undecided] << below
+    return table.merged(keys, largest=[f"{stage}_max" for stage in STAGES])
 
 
-def _stream_needs(key: int) -> list[Need]:
-    owner_device_op, role = key >> _DETAIL_BITS, key & ((1 << _ROLE_BITS) - 1)
-    return [
-        (("stream", key), STREAM_SERIES),
-        (("size", owner_device_op, role), SIZE_SERIES),
-        (("latency", owner_device_op), LATENCY_SERIES),
-    ]
-
-
-def _coarse_stream(labels: int) -> int:
-    """Device and op stay; engine and path are unknown, the role is other."""
-    return labels >> _DETAIL_BITS << _DETAIL_BITS | OTHER_ROLE
+def _latency_percentiles(table: Rows, row: int) -> dict[Stage, Percentiles | None]:
+    return {
+        stage: latencies.percentiles(
+            table[f"{stage}_fine"][row], int(table[f"{stage}_max"][row]), int(table[f"{stage}_sum"][row])
+        )
+        for stage in STAGES
+    }

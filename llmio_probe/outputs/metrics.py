@@ -3,10 +3,11 @@
 Declarations only; prometheus.py fills them. Adding or renaming one changes what users have in dashboards and alerts.
 
 Series: 17 for each (worker, device, op, role) and (worker, device, op, stage), 50 for each (worker, engine) that makes
-calls, 2 a stream. 24 workers and "other", each reading and writing one kind of file on one device, stay below 5,000
-(a test counts them); each further role that a worker reads or writes adds 19. What keeps the number down is the
-identity room's limit on workers and aggregate/limit.py; folding some away here, when they have been shown already,
-would make counters fall.
+calls, 2 a stream, 1 a worker. 24 workers and "other", each reading and writing one kind of file on one device, stay
+below 5,000 (a test counts them); each further role that a worker reads or writes adds 19. What keeps the number down
+is the identity room's limit on workers and aggregate/limit.py: the histograms of a label set give way first, and those
+of plain commands before those of frameworks, its counters last. Folding some away here, when they have been shown
+already, would make counters fall.
 
 Help texts are for somebody who sees the metric for the first time: what is counted, what a high value means.
 """
@@ -20,9 +21,9 @@ from typing import Literal
 from llmio_probe.aggregate.buckets import LATENCY_EXPONENTS, REQUESTS_EXPONENTS, SIZE_EXPONENTS
 
 SERIES = 5000
-"""At most so many series in all, and of them WORKER_SERIES for what is counted by worker; the rest is for devices, some
-15 each, and for the probe itself, some 60."""
-WORKER_SERIES = 4700
+"""At most so many series in all, unless the configuration says otherwise."""
+OTHER_SERIES = 300
+"""So many of them are not for what is counted by worker, but for devices, some 15 each, and for the probe, some 60."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +237,8 @@ SERIES_FOLDED = Metric(
     "llmio_series_folded_total",
     "counter",
     (),
-    "Workers, or label sets of one, that came when there was no room for more series: they add up under "
-    'worker="other".',
+    "Workers, or label sets of one, that came when there was no room for more series: their histograms, and only where "
+    'there is none even for counters these too, add up under worker="other".',
 )
 KERNEL_MEMORY = Metric(
     "llmio_kernel_memory_bytes",

@@ -17,6 +17,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from llmio_probe.aggregate.rows import (
+    OTHER_DEVICE,
+    OTHER_STATUS,
     AttributedBytes,
     CallDistributions,
     DeviceUse,
@@ -150,11 +152,11 @@ def _samples(snapshot: Snapshot) -> _Samples:
 
 
 def _add_requests(samples: _Samples, snapshot: Snapshot) -> None:
-    worker, device = _worker_names(snapshot), snapshot.devices.name
+    worker = _worker_names(snapshot)
     for stream in snapshot.streams:
         labels = (
             worker(stream.owner),
-            device(stream.device),
+            _device_name(snapshot, stream.device),
             stream.op.name.lower(),
             stream.engine.name.lower(),
             stream.path.name.lower(),
@@ -163,12 +165,13 @@ def _add_requests(samples: _Samples, snapshot: Snapshot) -> None:
         samples.add(metrics.REQUESTS, labels, stream.requests)
         samples.add(metrics.BYTES, labels, stream.bytes)
     for row in snapshot.request_distributions:
-        shared = (worker(row.owner), device(row.device), row.op.name.lower())
+        shared = (worker(row.owner), _device_name(snapshot, row.device), row.op.name.lower())
         samples.observe(metrics.REQUEST_SIZE, (*shared, row.role), row.size_bytes)
         for stage, latency in row.latency_seconds.items():
             samples.observe(metrics.REQUEST_LATENCY, (*shared, stage), latency)
     for error in snapshot.errors:
-        ended = (worker(error.owner), device(error.device), error.op.name.lower(), status_name(error.status))
+        status = "other" if error.status == OTHER_STATUS else status_name(error.status)
+        ended = (worker(error.owner), _device_name(snapshot, error.device), error.op.name.lower(), status)
         samples.add(metrics.REQUEST_ERRORS, ended, error.requests)
     attributed = attribution(snapshot.attributed_bytes, snapshot.devices)
     for kind, total in attributed.by_kind.items():
@@ -203,7 +206,7 @@ def _add_devices(samples: _Samples, snapshot: Snapshot) -> None:
         for op, now in counts.in_flight.items():
             samples.add(metrics.REQUESTS_IN_FLIGHT, (*label, op.name.lower()), now)
     seen = {use.device for use in snapshot.device_use} | {counts.device for counts in snapshot.state.devices}
-    for device in seen | {stream.device for stream in snapshot.streams}:
+    for device in (seen | {stream.device for stream in snapshot.streams}) - {OTHER_DEVICE}:
         samples.set(metrics.DEVICE_INFO, (name(device), snapshot.devices.layer(device)))
 
 
@@ -242,6 +245,10 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     ):
         for name, value in by_name.items():
             samples.add(metric, (name,), value)
+
+
+def _device_name(snapshot: Snapshot, device: int) -> str:
+    return "other" if device == OTHER_DEVICE else snapshot.devices.name(device)
 
 
 def _worker_names(snapshot: Snapshot) -> Callable[[int], str]:

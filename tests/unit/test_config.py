@@ -41,6 +41,7 @@ def test_an_empty_file_gives_the_defaults(config: Config, text: str) -> None:
         user=None,
         devices=None,
         workers=24,
+        series=5000,
         grace_seconds=300.0,
         interval_seconds=1.0,
         calls=True,
@@ -63,11 +64,11 @@ def test_the_shipped_example_states_every_key_and_the_defaults() -> None:
 def test_every_key_is_read(config: Config, file: Path) -> None:
     assert config(
         'listen: "[::1]:0"\nweb_config: /etc/web.yaml\nuser: probe\ndevices: [nvme0n1, sda]\nworkers: 7\n'
-        "grace_seconds: 0\ninterval_seconds: 2.5\ncalls: false\nloader: bcc\nprogram_cost: off\nlog_level: debug\n"
-        "read_headers: false\nroles: [{name: ours, role: kv_cache, path: /nvme/kv/**}]\n"
+        "series: 9000\ngrace_seconds: 0\ninterval_seconds: 2.5\ncalls: false\nloader: bcc\nprogram_cost: off\n"
+        "log_level: debug\nread_headers: false\nroles: [{name: ours, role: kv_cache, path: /nvme/kv/**}]\n"
     ) == DaemonConfig(
-        Address("::1", 0), "/etc/web.yaml", "probe", ("nvme0n1", "sda"), 7, 0.0, 2.5, False, "bcc", "off", "debug",
-        False, (Rule("ours", "kv_cache", (PathPattern("/nvme/kv/**"),), where=f"{file}:13"),),
+        Address("::1", 0), "/etc/web.yaml", "probe", ("nvme0n1", "sda"), 7, 9000, 0.0, 2.5, False, "bcc", "off",
+        "debug", False, (Rule("ours", "kv_cache", (PathPattern("/nvme/kv/**"),), where=f"{file}:14"),),
     )  # fmt: skip
 
 
@@ -92,6 +93,12 @@ def test_an_address_that_is_none_is_refused(config: Config, file: Path, value: s
 def test_a_number_of_workers_that_is_none_is_refused(config: Config, value: str) -> None:
     with pytest.raises(ProbeError, match=r":1: workers must be a whole number from 1 to 1,000, not "):
         config(f"workers: {value}")
+
+
+@pytest.mark.parametrize("value", ["999", "100001", "5e3", "true", '"5000"', "", "[5000]"])
+def test_a_number_of_series_that_leaves_no_room_or_is_none_is_refused(config: Config, value: str) -> None:
+    with pytest.raises(ProbeError, match=r":1: series must be a whole number from 1,000 to 100,000, not "):
+        config(f"series: {value}")
 
 
 @pytest.mark.parametrize("value", ["-0.1", "86401", ".nan", ".inf", "soon", "true", "2026-13-01", "9" * 400, "{a: 1}"])
@@ -129,8 +136,8 @@ def test_an_unknown_key_names_the_allowed_ones(config: Config, file: Path) -> No
         config("workers: 3\n\nworker: 4\n")
     assert str(caught.value) == (
         f"{file}:3: there is no key worker; "
-        "allowed are listen, web_config, user, devices, workers, grace_seconds, interval_seconds, calls, loader, "
-        "program_cost, log_level, read_headers, roles"
+        "allowed are listen, web_config, user, devices, workers, series, grace_seconds, interval_seconds, calls, "
+        "loader, program_cost, log_level, read_headers, roles"
     )
 
 
@@ -295,8 +302,10 @@ def test_an_account_that_can_be_none_is_refused(config: Config, value: str) -> N
 def test_keys_that_only_a_restart_takes_over_are_named(config: Config) -> None:
     running = config("workers: 3")
     assert needs_restart(running, config("workers: 4\ngrace_seconds: 1\nlog_level: debug\nread_headers: false")) == ()
-    changed = config('listen: "[::1]:1"\nuser: x\ncalls: false\nloader: bcc\nprogram_cost: off\nworkers: 3')
-    assert needs_restart(running, changed) == ("listen", "user", "calls", "loader", "program_cost")
+    changed = config(
+        'listen: "[::1]:1"\nuser: x\nseries: 9000\ncalls: false\nloader: bcc\nprogram_cost: off\nworkers: 3'
+    )
+    assert needs_restart(running, changed) == ("listen", "user", "series", "calls", "loader", "program_cost")
 
 
 def test_the_shipped_example_marks_the_keys_that_only_a_restart_takes_over() -> None:

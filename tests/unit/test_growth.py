@@ -5,13 +5,17 @@ The daemon's rooms as they are put together there, fed by hand; sizes of what th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmio_probe.aggregate.rows import RequestDistributions, Stream
 from llmio_probe.aggregate.series import Series
+from llmio_probe.config import DaemonConfig
+from llmio_probe.daemon import rooms
 from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.files import Files
 from llmio_probe.identity.frameworks import builtin_rules
@@ -21,12 +25,15 @@ from llmio_probe.identity.role_rules import builtin_role_rules
 from llmio_probe.identity.roles import RoleBook
 from llmio_probe.kernel.records import Batch, Engine, FileSight, Op, Records
 from llmio_probe.pipeline import Pipeline
+from tests.singly import add_requests
 from tests.unit.identity.conftest import TICK_NS, Host, announced, requests, start_ns
 
 NVME = 259 << 20
 WORKERS = 200
 GRACE = 10.0
 FILES = 60
+MOST_SERIES = 1500
+"""Far fewer than these workers would have."""
 PIDS = range(1000, 5000)
 
 
@@ -49,7 +56,10 @@ class Daemon:
             builtin_role_rules(), self.files.files, self.identity.framework_of,
             undecided=False, clock=self._host.clock, read_header=None,
         )  # fmt: skip
-        self.series = Series(detail=False)
+        self.series = Series(
+            detail=False, most_series=MOST_SERIES,
+            preferred=lambda owner: self.identity.framework_of(owner) is not None,
+        )  # fmt: skip
         self.pipeline = Pipeline(self, self.identity, self.files, self.roles, self.series)
 
     def read(self) -> Batch:
@@ -100,6 +110,16 @@ class Daemon:
         return [FileSight(NVME, inode, 0, NVME, 0, 0, 0, b"/nvme/t_%d" % inode, deleted=False, cut=False)]
 
 
+def counters(daemon: Daemon) -> Counter[tuple[Any, ...]]:
+    """What is shown of requests and their sizes."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for stream in daemon.series.streams():
+        found[("requests", stream.owner, stream.op, stream.engine, stream.role)] += stream.requests
+    for row in daemon.series.request_distributions():
+        found[("sizes", row.owner, row.op, row.role)] += row.size_bytes.count
+    return found
+
+
 def sizes(thing: Any, seen: set[int], name: str = "") -> Iterator[tuple[str, int]]:
     """Of every container in it: how many elements, by its path."""
     if id(thing) in seen or isinstance(thing, (str, bytes, int, float, type(None), Host)):
@@ -136,5 +156,38 @@ def test_nothing_grows_while_workers_and_files_come_and_go(tmp_path: Path) -> No
                 half[name] = max(half.get(name, 0), size)
     early, late = largest
     assert sum(early.values()) > 1000  # it looks where things are
+    assert daemon.series.folded > 1000
     grown = {name: (early.get(name, 0), size) for name, size in late.items() if size > 1.2 * early.get(name, 0) + 50}
     assert grown == {}
+
+
+def test_no_counter_falls_while_workers_come_and_go(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    before: Counter[tuple[Any, ...]] = Counter()
+    for _ in range(200):
+        daemon.run()
+        now = counters(daemon)
+        assert not [labels for labels in before if labels[1] in daemon.identity.owners and now[labels] < before[labels]]
+        before = now
+
+
+def test_the_daemon_shows_as_many_series_as_it_is_told_to_and_frameworks_first(tmp_path: Path) -> None:
+    """Room for some histograms of plain commands, which come first, and in the last quarter for one of a server."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").touch()
+    host = Host()
+    told = rooms(DaemonConfig(series=1000), host, Mounts(str(tmp_path)), Devices(str(tmp_path), str(tmp_path)))
+    for pid in range(100, 112):
+        host.run(pid, f"job{pid}")
+    host.run(200, "python3", "-m", "flexgen.flex_opt")
+    pids = [*range(100, 112), 200]
+    records = requests(*pids)
+    add_requests(told.series, records, told.identity.resolve(records))
+
+    def workers(rows: Sequence[Stream | RequestDistributions]) -> set[str]:
+        return {told.identity.owners[row.owner].worker for row in rows}
+
+    everybody = {*(f"job{pid}" for pid in range(100, 112)), "flexgen"}
+    assert workers(told.series.streams()) == everybody
+    shown = workers(told.series.request_distributions())
+    assert {"flexgen", "other"} < shown < everybody | {"other"}

@@ -675,6 +675,7 @@ def test_settled_roles_give_what_counting_under_them_would_have_given(seed: int,
         now.settle_roles(final)
         assert everything(now) == everything(known)
         assert every_field(now._streams) == every_field(known._streams)
+        assert every_field(now._distributions) == every_field(known._distributions)
 
 
 def test_counting_goes_on_after_roles_were_settled(series: Series, count: Count) -> None:

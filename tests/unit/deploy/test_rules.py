@@ -66,7 +66,7 @@ def test_an_alert_says_what_happened_where_and_what_to_do(alert: dict[str, Any])
     assert len(said["summary"]) < 120
     assert said["description"].endswith(".")
     assert len(said["runbook"]) > 80
-    assert alert["labels"]["severity"] in ("warning", "critical")
+    assert alert["labels"]["severity"] in ("info", "warning", "critical")
 
 
 def test_rules_use_metrics_that_exist_with_labels_that_they_have() -> None:

@@ -19,13 +19,16 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from llmio_probe.aggregate.calls import CALL_SERIES
-from llmio_probe.aggregate.series import LATENCY_SERIES, SIZE_SERIES, STREAM_SERIES, Series
+from llmio_probe.aggregate.limit import PLAIN_SHARE
+from llmio_probe.aggregate.series import LATENCY_SERIES, SIZE_SERIES, STREAM_SERIES, WORKER_SERIES, Series
+from llmio_probe.identity.frameworks import builtin_rules
 from llmio_probe.identity.owners import OTHER, Identity
 from llmio_probe.identity.role_rules import ROLES
 from llmio_probe.kernel.records import CALL, REQUEST, Engine, Op, OwnerKind, Path, Records, RequestFlag
 from llmio_probe.outputs import metrics
-from llmio_probe.outputs.metrics import METRICS, SERIES, WORKER_SERIES
+from llmio_probe.outputs.metrics import METRICS, OTHER_SERIES, SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
+from llmio_probe.outputs.shapes import Layer
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import Access
 from tests.singly import add_requests
@@ -41,12 +44,15 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Machine:
     """Processes, the identity and the series of a daemon, without a kernel."""
 
-    def __init__(self, snapshot: Snapshot, workers: int = 24) -> None:
+    def __init__(self, snapshot: Snapshot, workers: int = 24, most_series: int | None = SERIES - OTHER_SERIES) -> None:
         self.host = Host()
-        self.series = Series(detail=False, most_series=WORKER_SERIES)
         self.identity = Identity(
-            self.host, (), self.host.clock, tick_ns=TICK_NS, per_process=False, limit=workers, grace=300
+            self.host, builtin_rules(), self.host.clock, tick_ns=TICK_NS, per_process=False, limit=workers, grace=300
         )
+        self.series = Series(
+            detail=False, most_series=most_series,
+            preferred=lambda owner: self.identity.framework_of(owner) is not None,
+        )  # fmt: skip
         self._empty = snapshot
 
     def process(self, pid: int, comm: bytes) -> None:
@@ -55,8 +61,8 @@ class Machine:
         record["comm"] = comm
         self.identity.observe(record)
 
-    def run(self, pid: int, name: str) -> None:
-        self.host.run(pid, f"/usr/bin/{name}")
+    def run(self, pid: int, name: str, *arguments: str) -> None:
+        self.host.run(pid, f"/usr/bin/{name}", *arguments)
         self.identity.observe(announced(pid, name[:15]))
 
     def count(self, records: Records, roles: Any = None) -> None:
@@ -169,6 +175,65 @@ def test_a_thousand_workers_stay_within_5000_series_and_nothing_is_lost_twice_or
         before = now
 
 
+class Disks:
+    def name(self, device: int, /) -> str:
+        return f"nvme{device & 0xFF}n1"
+
+    def layer(self, device: int, /) -> Layer:
+        return "disk"
+
+
+def sums(samples: Samples, *labels: str) -> Counter[Any]:
+    """Of counters and buckets by worker, by these of their labels."""
+    found: Counter[Any] = Counter()
+    for (name, all_labels), value in samples.items():
+        of = dict(all_labels)
+        if "worker" in of and name != "llmio_worker_info":
+            key = (name, *(of.get(label) for label in labels))
+            found[key] += round(value * 1e9)  # sums are whole nanoseconds
+    return found
+
+
+def test_on_8_disks_8_workers_of_frameworks_keep_their_counters_and_as_many_histograms_as_there_is_room_for(
+    snapshot: Snapshot, nvme: int
+) -> None:
+    """Although plain commands came first, with more than there is room for."""
+    host, unlimited = (Machine(replace(snapshot, devices=Disks()), most_series=most) for most in (4700, None))
+    plain, servers = range(100, 112), range(200, 208)
+    for machine in (host, unlimited):
+        for pid in plain:
+            machine.run(pid, f"job{pid}")
+        for pid in servers:
+            machine.run(pid, "python3", "-m", "flexgen.flex_opt")
+    random = np.random.default_rng(23)
+    before: Samples = {}
+    for _ in range(3):
+        for pid in (*plain, *servers):
+            records = np.concatenate([any_requests(random, np.full(4, pid), nvme + disk)[0] for disk in range(8)])
+            records["op"], records["engine"], records["path"] = np.arange(32) % 2, Engine.LIBAIO, Path.DIRECT
+            records["status"] = 0
+            for machine in (host, unlimited):
+                machine.count(records)
+        now, all_of_it = host.samples(), unlimited.samples()
+        assert len(now) <= SERIES
+        assert not [key for key, value in before.items() if key[0].startswith("llmio_") and now.get(key, -1) < value]
+        before = now
+
+    def shown(name: str) -> set[tuple[str, ...]]:
+        found = (dict(labels) for metric, labels in now if metric == name)
+        return {(of["worker"], of["device"], of["op"]) for of in found if of["worker"].startswith("flexgen")}
+
+    assert len(shown("llmio_requests_total")) == len(shown("llmio_bytes_total")) == 128
+    assert len([labels for name, labels in now if name == "llmio_worker_info"]) == 20
+    own = shown("llmio_request_latency_seconds_count")
+    assert own == shown("llmio_request_size_bytes_count")
+    one = SIZE_SERIES + LATENCY_SERIES
+    assert (1 - PLAIN_SHARE) * 4700 - 3 * one < len(own) * one
+    assert len(now) > SERIES - OTHER_SERIES - 5 * one
+    for labels in (("device", "op", "role", "le"), ("device", "op", "stage", "le")):
+        assert sums(now, *labels) == sums(all_of_it, *labels)
+
+
 def test_workers_that_come_and_go_leave_no_series_behind(machine: Callable[..., Machine], nvme: int) -> None:
     random = np.random.default_rng(19)
     host = machine()
@@ -232,6 +297,8 @@ def test_a_path_or_a_command_line_is_in_no_label(machine: Callable[..., Machine]
 def test_the_costs_that_the_limit_counts_are_those_of_the_metrics() -> None:
     of = {metric: 3 + len(metric.buckets) for metric in METRICS if metric.kind == "histogram"}  # +Inf, sum, count
     assert sum(metric in (metrics.REQUESTS, metrics.BYTES) for metric in METRICS) == STREAM_SERIES
+    assert metrics.WORKER_INFO.kind == "gauge"
+    assert WORKER_SERIES == 1
     assert of[metrics.REQUEST_SIZE] == SIZE_SERIES
     assert 3 * of[metrics.REQUEST_LATENCY] == LATENCY_SERIES
     assert sum(of[m] for m in (metrics.SUBMIT_REQUESTS, metrics.SUBMIT_SECONDS, metrics.WAIT_SECONDS)) == CALL_SERIES

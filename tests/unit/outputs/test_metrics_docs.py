@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmio_probe.outputs.metrics import METRICS, SERIES, WORKER_SERIES
+from llmio_probe.config import DaemonConfig
+from llmio_probe.outputs.metrics import METRICS, OTHER_SERIES, SERIES
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -21,7 +22,8 @@ def test_the_documentation_has_every_metric_with_its_labels_and_help() -> None:
 def test_the_documentation_has_the_limits() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert f"{SERIES:,} series" in text
-    assert f"{WORKER_SERIES:,}" in text
+    assert f"{SERIES - OTHER_SERIES:,}" in text
+    assert DaemonConfig().series == SERIES
 
 
 def test_help_is_a_sentence_or_two_that_ends_and_fits_on_a_screen() -> None:

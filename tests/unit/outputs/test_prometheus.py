@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmio_probe.aggregate.buckets import LATENCY_EDGES, REQUESTS_EDGES, SIZE_EDGES
 from llmio_probe.aggregate.rows import (
+    OTHER_DEVICE,
+    OTHER_STATUS,
     STAGES,
     AttributedBytes,
     CallDistributions,
@@ -351,6 +353,19 @@ def test_a_host_full_of_workers_stays_below_the_series_limit(
     )
     series = sum(len(family.samples) for family in ProbeCollector(lambda: busy).collect())
     assert SERIES_LIMIT * 0.9 < series < SERIES_LIMIT
+
+
+def test_what_is_shown_without_its_device_is_called_other_and_no_device(
+    samples: Any, snapshot: Snapshot, stream: Callable[..., Stream]
+) -> None:
+    nowhere = replace(
+        snapshot,
+        streams=[stream(owner=1, device=OTHER_DEVICE, op=Op.OTHER)],
+        errors=[ErrorCount(1, OTHER_DEVICE, Op.OTHER, OTHER_STATUS, 3)],
+    )
+    assert samples(nowhere, "llmio_request_errors_total") == {("other", "other", "other", "other"): 3}
+    assert [(labels[0], labels[2]) for labels in samples(nowhere, "llmio_requests_total")] == [("other", "other")]
+    assert {device for device, _ in samples(nowhere, "llmio_device_info")} == {"nvme0n1"}
 
 
 def test_openmetrics_can_be_scraped_too(full_snapshot: Snapshot) -> None:
