@@ -41,6 +41,9 @@ a second seven minutes of them.
 _PIDS = 1 << 22
 """No pid is higher (PID_MAX_LIMIT)."""
 
+_RENEWED_AFTER = 1 << 12
+"""Processes: their pids wander, and a page that was used once would be kept for good."""
+
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages. Page faults cost more than the work itself."""
 
@@ -98,9 +101,16 @@ class _Table:
         self.known: list[_Known | None] = [None]
         self.owners = np.full(1024, -1, np.int32)
         self._starts = np.zeros(1024, np.uint64)
+        self._free: list[int] = []
+        self._renew()
+
+    def _renew(self) -> None:
         self._row_of_tgid = np.zeros(_PIDS + 1, np.int32)
         """The newest process that had it, and at the end one 0 more. Of these 16 MB only the pages that are used."""
-        self._free: list[int] = []
+        self._until_new = _RENEWED_AFTER
+        for known in self.known:
+            if known is not None:
+                self._point_at(known)
 
     def rows(self, tgids: NDArray[np.uint32], starts: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each record's row; 0 for a process that is not known, or whose tgid a newer one has."""
@@ -117,9 +127,15 @@ class _Table:
             self.owners = np.concatenate([self.owners, np.full(row, -1, np.int32)])
             self._starts = np.concatenate([self._starts, np.zeros(row, np.uint64)])
         self.known[row], self.owners[row], self._starts[row] = known, known.owner, known.start_ns
+        self._point_at(known)
+        self._until_new -= 1
+        if not self._until_new:
+            self._renew()
+
+    def _point_at(self, known: _Known) -> None:
         newest = self.known[self._row_of_tgid[known.tgid]]
         if newest is None or newest.start_ns <= known.start_ns:
-            self._row_of_tgid[known.tgid] = row
+            self._row_of_tgid[known.tgid] = known.row
 
     def remove(self, known: _Known) -> None:
         row = known.row

@@ -732,6 +732,22 @@ def test_only_the_newest_processes_are_kept_for_late_records(
     assert [worker_of(daemon, pid) for pid in (5, 6, 7, 8)] == ["fio", "other", "fio", "fio"]
 
 
+def test_the_table_of_pids_is_made_anew_now_and_then_and_knows_everybody(
+    daemon: Identity, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmio_probe.identity.owners._RENEWED_AFTER", 3)
+    for pid in range(5, 15):
+        host.run(pid, "fio")
+    daemon.resolve(requests(*range(5, 15)))
+    first = daemon._table._row_of_tgid
+    for pid in (15, 16, 17):
+        host.run(pid, "dd")
+    daemon.resolve(requests(15, 16, 17))
+    assert daemon._table._row_of_tgid is not first
+    assert worker_of(daemon, *range(5, 15)) == "fio"
+    assert worker_of(daemon, 15, 16, 17) == "dd"
+
+
 def test_a_worker_whose_process_moved_on_expires(daemon: Identity, host: Host) -> None:
     host.run(5, "bash")
     index = owner_of(daemon, requests(5)).index
