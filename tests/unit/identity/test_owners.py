@@ -733,9 +733,10 @@ def test_only_the_newest_processes_are_kept_for_late_records(
 
 
 def test_the_table_of_pids_is_made_anew_now_and_then_and_knows_everybody(
-    daemon: Identity, host: Host, monkeypatch: pytest.MonkeyPatch
+    make_identity: MakeIdentity, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llmio_probe.identity.owners._RENEWED_AFTER", 3)
+    daemon = make_identity()
     for pid in range(5, 15):
         host.run(pid, "fio")
     daemon.resolve(requests(*range(5, 15)))
