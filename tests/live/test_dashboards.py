@@ -224,7 +224,7 @@ def test_queue_and_device_are_the_total(run: Run) -> None:
 def test_every_rule_is_evaluated_and_what_is_recorded_agrees_with_fio(run: Run) -> None:
     groups = run.prometheus.get("rules")["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-    assert len(rules) == 15
+    assert len(rules) == 16
     assert {rule["health"] for rule in rules.values()} == {"ok"}
     start, end = run.loaded
     for name, rule in rules.items():

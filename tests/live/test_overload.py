@@ -113,7 +113,7 @@ def test_a_session_whose_reader_stood_still_has_every_request_byte_name_and_role
         [stream] = seen.watched.streams(pid=pid, op="read", engine="libaio")
         assert not stream["exact"]
         assert stream["worker"] in WORKERS
-        assert stream["size_bytes"] == {"p50": 4096, "p90": 4096, "p99": 4096, "max": 4096}
+        assert stream["size_bytes"] == {"p50": 4096, "p90": 4096, "p99": 4096, "max": 4096, "sum": stream["bytes"]}
         assert stream["latency_seconds"]["total"]["max"] >= stream["latency_seconds"]["device"]["p50"] > 0
         asked = submission(report, pid)
         assert (asked["requests"], asked["bytes"]) == (job.requests, job.requests * 4096)

@@ -46,7 +46,7 @@ def test_every_direct_request_and_byte_is_the_workers(
     labels = {"device": disk.device, "op": op, "engine": engine, "path": "direct"}
     [stream] = watched.streams(**labels)
     assert (stream["requests"], stream["bytes"]) == (requests, size)
-    assert stream["size_bytes"] == {"p50": 4096, "p90": 4096, "p99": 4096, "max": 4096}
+    assert stream["size_bytes"] == {"p50": 4096, "p90": 4096, "p99": 4096, "max": 4096, "sum": size}
     assert [w["pid"] for w in watched.report["workers"] if w["worker"] == stream["worker"]] == [stream["pid"]]
 
 
