@@ -18,9 +18,6 @@ Layer = Literal["disk", "upper"]
 NO_DISK = 0
 UNKNOWN = "unknown"
 
-_ON_BLOCK_DEVICES = frozenset({"btrfs", "zfs", "bcachefs", "overlay"})
-"""Filesystems with a made-up device number (major 0) whose data is on block devices nonetheless."""
-
 _MINOR_BITS = 20
 
 
@@ -124,9 +121,7 @@ class Devices:
         except OSError:
             table = MountTable()
         mount = table.at(path)
-        if mount is None:
-            return True  # nothing is known: nearly all loop devices are stacked
-        return bool(mount.device >> _MINOR_BITS) or mount.kind in _ON_BLOCK_DEVICES or mount.source.startswith("/dev/")
+        return mount is None or mount.on_block_devices  # nothing is known: nearly all loop devices are stacked
 
     def _disks(self) -> list[str]:
         """Those with a medium: hosts have many empty loop devices."""
