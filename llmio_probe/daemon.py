@@ -118,6 +118,7 @@ class Exporter:
         self._manager = manager
         host = host_process()
         self._devices = Devices(host=host)
+        self._devices.remember()
         self._chosen = self._choose(config)
         furnished = rooms(config, PsutilSource(), Mounts(host=host), self._devices)
         self._identity, self._roles, self._series = furnished.identity, furnished.roles, furnished.series
@@ -217,6 +218,7 @@ class Exporter:
                 self._probe.give_back(self._identity.has_ended)
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
+                self._devices.remember()
                 if ended:
                     allocator.give_back()
                 shortages = self._probe.shortages()
@@ -270,7 +272,9 @@ class Exporter:
         self._snapshot, self._taken = self._take_snapshot(), time.monotonic()
 
     def _take_snapshot(self) -> Snapshot:
-        series, identity = self._series, self._identity
+        series, identity, state = self._series, self._identity, self._state()
+        for counts in state.devices:
+            self._devices.name(counts.device)  # that have come since the last sweep
         return Snapshot(
             streams=series.streams(),
             request_distributions=series.request_distributions(),
@@ -279,10 +283,10 @@ class Exporter:
             call_distributions=series.call_distributions(),
             device_use=series.device_use(),
             attributed_bytes=series.attributed_bytes(),
-            state=self._state(),
+            state=state,
             # The pipeline goes on changing its owners while a scrape reads these.
             owners={index: replace(owner) for index, owner in identity.owners.items()},
-            devices=self._devices,
+            devices=self._devices.known(),  # a scrape's thread has no right to look by itself
             folded=identity.folded + series.folded,
             version=__version__,
             loader=self._probe.loader,

@@ -104,6 +104,48 @@ def test_a_loop_device_is_stacked_where_its_file_lies_on_a_disk(
     assert devices.layer(LOOP) == layer
 
 
+def test_a_loop_device_whose_file_is_gone_stays_what_it_was(
+    devices: Devices, root: Path, write_tree: WriteTree
+) -> None:
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n"})
+    devices.remember()
+    write_tree({"sys/devices/block/loop0/size": "0\n"})
+    shutil.rmtree(root / "sys/devices/block/loop0/loop")
+    devices.remember()
+    assert devices.layer(LOOP) == "disk"
+
+
+def test_a_loop_device_that_was_never_seen_with_a_file_is_taken_for_stacked(devices: Devices) -> None:
+    assert devices.layer(LOOP) == "upper"
+
+
+def test_what_is_known_stays_as_it_was_and_needs_neither_sys_nor_proc(
+    devices: Devices, root: Path, write_tree: WriteTree
+) -> None:
+    """A thread without rights is not shown PID 1's mounts: it must not come to another result."""
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n"})
+    devices.remember()
+    known = devices.known()
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/var/image\n"})
+    shutil.rmtree(root / "proc")
+    devices.remember()
+    shutil.rmtree(root / "sys")
+    named = (NVME, RAID, LOOP, PARTITION, 0)
+    assert [known.name(dev) for dev in named] == ["nvme0n1", "md127", "loop0", "259:2", "unknown"]
+    assert [known.layer(dev) for dev in named] == ["disk", "upper", "disk", "disk", "disk"]
+
+
+def test_the_mounts_are_those_of_the_host(root: Path, write_tree: WriteTree) -> None:
+    """A service's own show it another filesystem there, such as with ProtectHome=."""
+    write_tree(
+        {
+            "proc/1/mountinfo": "27 1 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n",
+            "sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n",
+        }
+    )
+    assert Devices(str(root / "sys"), str(root / "proc"), host="1").layer(LOOP) == "upper"
+
+
 @pytest.mark.parametrize("text", ["nvme0n1", "/dev/nvme0n1", "/dev/nvme0n1p2", "nvme0n1p2"])
 def test_a_user_may_name_the_disk_or_a_partition(devices: Devices, text: str) -> None:
     assert devices.resolve(text) == NVME
