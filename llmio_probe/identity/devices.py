@@ -22,6 +22,8 @@ NO_DISK = 0
 UNKNOWN = "unknown"
 
 _MINOR_BITS = 20
+_FURTHER = 0xFFF << _MINOR_BITS
+"""Numbers from here on are no dev_t's: the kernel has no such major."""
 _LOOP_MAJOR = 7
 
 
@@ -35,23 +37,37 @@ class Description:
 class KnownDevices:
     """What was known of devices at one moment. Nothing is looked up, and nobody changes it."""
 
-    by_dev: Mapping[int, Description]
+    by_number: Mapping[int, Description]
+    layers: Mapping[str, Layer]
+    """By name, what the device that was called so last is now."""
 
     def name(self, device: int, /) -> str:
-        return _name(device, self.by_dev.get(device))
+        return _name(device, self.by_number.get(device))
 
     def layer(self, device: int, /) -> Layer:
-        return _layer(self.by_dev.get(device))
+        """While the number stood for it."""
+        return _layer(self.by_number.get(device))
+
+    def layer_now(self, device: int, /) -> Layer:
+        return self.layers.get(self.name(device), "disk")
 
 
 class Devices:
-    """Names and layers are remembered: a device may be gone when its last requests are shown."""
+    """Names and layers are remembered: a device may be gone when its last requests are shown.
+
+    The kernel uses a dev_t again, for another disk or a loop device with another file. What was counted before must
+    stay where it is, else one counter falls and another jumps. So a number stands for a dev_t with one name and layer:
+    the dev_t itself for the first that were found, another one for any others, the same whenever they come again.
+    """
 
     def __init__(self, sys_root: str = "/sys", proc_root: str = "/proc", *, host: str = "self") -> None:
         """host: the process whose mounts are the host's (mounts.host_process)."""
         self._sys = Path(sys_root)
         self._mounts = Mounts(proc_root, host=host)
-        self._by_dev: dict[int, Description] = {}
+        self._now: dict[int, Description] = {}  # by dev_t
+        self._by_number: dict[int, Description] = {}
+        self._number_of: dict[tuple[int, Description], int] = {}
+        self._layers: dict[str, Layer] = {}
         self._paths: dict[int, str] = {}
 
     def remember(self) -> None:
@@ -64,9 +80,21 @@ class Devices:
             if _has_medium(folder) and (dev := _dev_of(folder)) is not None:
                 self._describe(dev, folder)
 
+    def number(self, dev: int) -> int:
+        """What stands for it now."""
+        if dev not in self._now:
+            self._look(dev)
+        found = self._now.get(dev)
+        return dev if found is None else self._number_of[dev, found]
+
+    def renumbered(self) -> dict[int, int]:
+        """The numbers of those whose dev_t stands for something else by now."""
+        numbers = {dev: self._number_of[dev, found] for dev, found in self._now.items()}
+        return {dev: number for dev, number in numbers.items() if number != dev}
+
     def known(self) -> KnownDevices:
         """What is known now, for who must not look by himself."""
-        return KnownDevices(self._by_dev.copy())
+        return KnownDevices(self._by_number.copy(), self._layers.copy())
 
     def name(self, device: int) -> str:
         """The whole disk's kernel name, nvme0n1; MAJ:MIN while nothing is known of it.
@@ -104,9 +132,9 @@ class Devices:
         return None if folder is None else _dev_of(folder)
 
     def _description(self, device: int) -> Description | None:
-        if device not in self._by_dev:
+        if device not in self._by_number:
             self._look(device)
-        return self._by_dev.get(device)
+        return self._by_number.get(device)
 
     def _look(self, dev: int) -> None:
         folder = self._disk_folder(self._sys / "dev" / "block" / _numbers(dev))
@@ -114,8 +142,15 @@ class Devices:
             self._describe(dev, folder)
 
     def _describe(self, dev: int, folder: Path) -> None:
-        layer: Layer = "upper" if self._is_stacked(dev, folder) else "disk"
-        self._by_dev[dev] = Description(folder.name.replace("!", "/"), layer)
+        found = Description(folder.name.replace("!", "/"), "upper" if self._is_stacked(dev, folder) else "disk")
+        if self._now.get(dev) == found:
+            return
+        self._now[dev] = found
+        self._layers[found.name] = found.layer
+        number = self._number_of.get((dev, found))
+        if number is None:
+            number = dev if dev not in self._by_number else _FURTHER + len(self._number_of)
+            self._number_of[dev, found], self._by_number[number] = number, found
 
     def _entry(self, text: str) -> Path:
         path = os.path.realpath(text) if text.startswith("/") else f"/dev/{text}"
