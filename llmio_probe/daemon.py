@@ -21,6 +21,7 @@ from dataclasses import replace
 from llmio_probe import __version__, allocator, rights
 from llmio_probe.aggregate.series import Series
 from llmio_probe.config import DaemonConfig, load, needs_restart
+from llmio_probe.device_book import DeviceBook
 from llmio_probe.errors import ProbeError
 from llmio_probe.events import Events
 from llmio_probe.identity.devices import Devices
@@ -34,7 +35,6 @@ from llmio_probe.identity.pidns import require_host_pids
 from llmio_probe.identity.role_rules import Rule, builtin_role_rules
 from llmio_probe.identity.roles import ReadHeader, RoleBook
 from llmio_probe.kernel.probe import EndCost, Probe
-from llmio_probe.kernel.state import ProbeState
 from llmio_probe.options import probe_options
 from llmio_probe.outputs.metrics import OTHER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
@@ -122,10 +122,10 @@ class Exporter:
         self._manager = manager
         host = host_process()
         self._devices = Devices(host=host)
-        self._chosen = self._choose(config)
+        self._book = DeviceBook(self._devices, config.devices)
         furnished = rooms(config, PsutilSource(), Mounts(host=host), self._devices)
         self._identity, self._roles, self._series = furnished.identity, furnished.roles, furnished.series
-        self._pipeline = furnished.pipeline(probe, self._chosen)
+        self._pipeline = furnished.pipeline(probe, self._book.chosen)
         self._asked, self._answered = threading.Event(), threading.Event()
         self._renew()
 
@@ -221,6 +221,7 @@ class Exporter:
                 self._probe.give_back(self._identity.has_ended)
                 self._series.forget(ended)
                 self._roles.forget(owners=ended)
+                self._look_at_devices()
                 if ended:
                     allocator.give_back()
                 shortages = self._probe.shortages()
@@ -238,7 +239,7 @@ class Exporter:
         self._manager.reloading()
         try:
             wanted = load(self._path)
-            chosen = self._choose(wanted)
+            chosen = self._book.resolve(wanted.devices)
             access = load_access(wanted.web_config, server.access)
         except ProbeError as error:
             log.error("the configuration stays as it was: %s", error)
@@ -251,15 +252,21 @@ class Exporter:
         self._config = replace(wanted, **{key: getattr(self._config, key) for key in keys})
         logging.getLogger().setLevel(wanted.log_level.upper())
         server.access = access
-        self._chosen = chosen
+        self._book.use(wanted.devices, chosen)
         self._pipeline.choose(chosen)
         self._identity.adjust(limit=wanted.workers, grace=wanted.grace_seconds)
         self._roles.use(*_role_rules(wanted))
         log.info("the configuration was read again")
         return True
 
-    def _choose(self, config: DaemonConfig) -> frozenset[int] | None:
-        return None if config.devices is None else frozenset(map(self._devices.resolve, config.devices))
+    def _look_at_devices(self) -> None:
+        """Disks come and go, and one may come back with another name or dev_t."""
+        missing = self._book.missing
+        if self._book.look(lambda: self._probe.state().devices):
+            self._pipeline.choose(self._book.chosen)
+            self._pipeline.renumber(self._devices.renumbered())
+        if self._book.missing != missing:
+            log.warning("of the devices to count these are not there: %s", ", ".join(self._book.missing) or "none")
 
     def _newest(self) -> Snapshot:
         """In a thread of the server, one at a time: what was counted up to now, or a moment ago."""
@@ -274,7 +281,9 @@ class Exporter:
         self._snapshot, self._taken = self._take_snapshot(), time.monotonic()
 
     def _take_snapshot(self) -> Snapshot:
-        series, identity = self._series, self._identity
+        series, identity, state = self._series, self._identity, self._probe.state()
+        # Looks at those that have come since the last sweep, too.
+        state = replace(state, devices=self._book.divided(state.devices))
         return Snapshot(
             streams=series.streams(),
             request_distributions=series.request_distributions(),
@@ -283,22 +292,16 @@ class Exporter:
             call_distributions=series.call_distributions(),
             device_use=series.device_use(),
             attributed_bytes=series.attributed_bytes(),
-            state=self._state(),
+            state=state,
             # The pipeline goes on changing its owners while a scrape reads these.
             owners={index: replace(owner) for index, owner in identity.owners.items()},
-            devices=self._devices,
+            devices=self._devices.known(),  # a scrape's thread has no right to look by itself
             folded=identity.folded + series.folded,
             version=__version__,
             loader=self._probe.loader,
             config_right=self._config_right,
             config_read=self._config_read,
         )
-
-    def _state(self) -> ProbeState:
-        state = self._probe.state()
-        if self._chosen is None:
-            return state
-        return replace(state, devices=[counts for counts in state.devices if counts.device in self._chosen])
 
 
 def _role_rules(config: DaemonConfig) -> tuple[tuple[Rule, ...], ReadHeader | None]:

@@ -21,6 +21,7 @@ from types import FrameType
 import psutil
 
 from llmio_probe.errors import ProbeError
+from llmio_probe.identity.mounts import Mounts
 from llmio_probe.identity.pidns import require_host_pids
 from llmio_probe.outputs.units import MIB, bytes_text
 from llmio_probe.outputs.writer import Writer
@@ -47,8 +48,6 @@ FIO_INTERRUPTED = 128
 """fio's exit status after a SIGINT or SIGTERM (sig_int, fio's backend.c)."""
 
 _HELP = "name a directory on a local disk with --directory"
-_ON_DISKS = frozenset({"btrfs", "bcachefs", "overlay"})
-"""Filesystems without a device number of their own that keep their data on block devices all the same."""
 
 
 def run(directory: str, weights_bytes: int, seconds: float, *, as_json: bool) -> int:
@@ -58,7 +57,7 @@ def run(directory: str, weights_bytes: int, seconds: float, *, as_json: bool) ->
     if shutil.which("fio") is None:
         raise ProbeError("the demo's workload is made by fio, which is missing: install the package fio")
     kv_bytes = max(weights_bytes // KV_SHARE, KV_LEAST_BYTES)
-    require_block_device(directory)
+    require_block_device(directory, Mounts())
     require_room(directory, weights_bytes + kv_bytes)
     with _ending_by_exception(), _scratch(directory) as folder:
         # A document must have standard output to itself.
@@ -120,24 +119,17 @@ def fio_command(folder: str, kv_bytes: int, seconds: float) -> tuple[str, ...]:
 # --- may it be done here
 
 
-def require_block_device(directory: str) -> None:
+def require_block_device(directory: str, mounts: Mounts) -> None:
     """ProbeError unless what is read and written in there goes to a block device."""
     try:
         device = os.stat(os.path.join(directory, "")).st_dev
     except OSError as error:
         raise ProbeError(f"{escape(directory)}: {error.strerror}; {_HELP}") from None
-    if os.major(device) == 0 and (kind := _filesystem(directory)) not in _ON_DISKS:
+    mount = mounts.table().at(os.path.realpath(directory))
+    # In a chroot mountinfo may lack what is above.
+    if not (os.major(device) if mount is None else mount.on_block_devices):
+        kind = "an unknown filesystem" if mount is None else mount.kind
         raise ProbeError(f"{escape(directory)} is on {escape(kind)}, which has no block device to watch; {_HELP}")
-
-
-def _filesystem(directory: str) -> str:
-    """The filesystem's type, by the longest mount point above; of two on one point the later one hides the other."""
-    path, best, kind = os.path.realpath(directory), -1, "an unknown filesystem"
-    for mount in psutil.disk_partitions(all=True):
-        above = path == mount.mountpoint or path.startswith(mount.mountpoint.rstrip("/") + "/")
-        if above and len(mount.mountpoint) >= best:
-            best, kind = len(mount.mountpoint), mount.fstype
-    return kind
 
 
 def require_room(directory: str, files_bytes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,12 +44,17 @@ class Pipeline:
         self._roles = roles
         self._series = series
         self._combinations = Combinations()
+        self._numbers: Mapping[int, int] = {}
         self.wait = SHORTEST_WAIT
         self.choose(devices)
 
     def choose(self, devices: Collection[int] | None) -> None:
         """Count these from now on."""
         self._devices = None if devices is None else np.array(sorted(devices), np.uint32)
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Count what these dev_t do under other numbers from now on (identity/devices.py)."""
+        self._numbers = numbers
 
     def run(self) -> int:
         """Take everything that is there. Returns the number of records."""
@@ -69,8 +74,14 @@ class Pipeline:
             return requests
         return select(requests, np.isin(requests["device"], self._devices))
 
+    def _number(self, records: Records) -> None:
+        devices = records["device"]
+        for dev, number in self._numbers.items():
+            devices[devices == dev] = number
+
     def _count(self, requests: Records) -> None:
         """All but times is the same for the requests of a combination."""
+        self._number(requests)
         batch = self._combinations.find(requests)
         owners, files = self._identity.resolve(batch.samples), self._files.resolve(batch.samples)
         roles = self._roles.resolve(batch.samples, owners, files, (requests, batch.spread))
@@ -83,6 +94,7 @@ class Pipeline:
         if len(totals := batch.overflow):
             if self._devices is not None:
                 totals = totals[np.isin(totals["device"], self._devices)]
+            self._number(totals)
             owners, files = self._identity.resolve(totals), self._files.resolve(totals)
             self._series.add_overflow(totals, owners, self._roles.resolve(totals, owners, files), files)
 

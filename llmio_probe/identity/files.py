@@ -24,6 +24,7 @@ from llmio_probe.kernel.records import FileSight, ProcessFlag, Records
 
 NO_FILE = 0
 """The index of what no file is known for."""
+_LAST_INDEX = int(np.iinfo(np.int32).max)
 
 _PIECE = 1 << 15
 """Records at once: arrays so small that malloc keeps their pages (as in owners.py)."""
@@ -58,7 +59,8 @@ class File:
 
 
 class Files:
-    """limit: at most so many are kept, for a daemon. The least recently used go, and no other gets their indexes.
+    """limit: at most so many are kept, for a daemon. The least recently used go. No other gets their indexes before two
+    billion have come.
 
     For each batch observe() comes before resolve(). What resolve() returned is in ``files`` until its next call, even
     if that makes it more than ``limit`` for so long.
@@ -169,12 +171,18 @@ class Files:
 
     def _add(self, new: Mapping[Key, tuple[int, int]]) -> list[File]:
         """By key, the process that each was first seen with and its start."""
-        files = [File(index, *key, *process) for index, (key, process) in enumerate(new.items(), self._next_index)]
-        self._next_index += len(files)
+        files = [File(self._free_index(), *key, *process) for key, process in new.items()]
         self._by_key.update(zip(new, files, strict=True))
         self.files.update((file.index, file) for file in files)
         self._table.add(list(new), [file.index for file in files])
         return files
+
+    def _free_index(self) -> int:
+        """After the last one they begin anew: what had the first ones is long forgotten, but for files still in use."""
+        while (index := self._next_index) in self.files:
+            self._next_index = _after(index)
+        self._next_index = _after(index)
+        return index
 
     def _apply(self, file: File, sight: FileSight) -> None:
         file.mount_device, file.deleted, file.size = sight.mount_device, sight.deleted, sight.size
@@ -359,6 +367,10 @@ class _Search:
                 self._directories[device] = mount, fd
                 break
         return self._directories[device]
+
+
+def _after(index: int) -> int:
+    return index + 1 if index < _LAST_INDEX else NO_FILE + 1
 
 
 def _rest(devices: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.uint64]:

@@ -21,6 +21,8 @@ LOOK_AGAIN_ELSEWHERE_SECONDS = 0.1
 """The same of another namespace: it is short, and a container gets all its mounts within its first moments."""
 
 _MINOR_BITS = 20
+_ON_BLOCK_DEVICES = frozenset({"btrfs", "zfs", "bcachefs", "overlay"})
+"""Filesystems with a made-up device number (major 0) whose data is on block devices nonetheless."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Mount:
     source: str
     options: str
     """The filesystem's own, still with the escapes of mountinfo: a comma that is there separates two of them."""
+
+    @property
+    def on_block_devices(self) -> bool:
+        """Whether what is read and written there goes to block devices of this host."""
+        return bool(self.device >> _MINOR_BITS) or self.kind in _ON_BLOCK_DEVICES or self.source.startswith("/dev/")
 
     def name_of(self, path: str) -> str | None:
         """What a path of the filesystem is called below this mount, if no other mount hides it."""

@@ -103,7 +103,7 @@ class _Pair:
 class RoleBook:
     """undecided: a pair of file and owner whose role may still change gets an id of its own, until settle().
 
-    rules: the user's first. files: by index; no index is ever given to another file. framework_of: of an owner index.
+    rules: the user's first. files: by index; none is given to another file soon. framework_of: of an owner index.
     read_header: None where no header may be looked at.
     """
 

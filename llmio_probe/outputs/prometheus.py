@@ -32,7 +32,7 @@ from llmio_probe.kernel.state import ProbeState
 from llmio_probe.outputs import metrics
 from llmio_probe.outputs.attribution import attribution
 from llmio_probe.outputs.metrics import METRICS, Metric
-from llmio_probe.outputs.shapes import Devices, Owner, Owners
+from llmio_probe.outputs.shapes import KnownDevices, Owner, Owners
 from llmio_probe.outputs.status import status_name
 from llmio_probe.text import escape
 
@@ -50,7 +50,7 @@ class Snapshot:
     attributed_bytes: Sequence[AttributedBytes]
     state: ProbeState
     owners: Owners
-    devices: Devices
+    devices: KnownDevices
     folded: int
     version: str
     loader: str
@@ -207,7 +207,7 @@ def _add_devices(samples: _Samples, snapshot: Snapshot) -> None:
             samples.add(metrics.REQUESTS_IN_FLIGHT, (*label, op.name.lower()), now)
     seen = {use.device for use in snapshot.device_use} | {counts.device for counts in snapshot.state.devices}
     for device in (seen | {stream.device for stream in snapshot.streams}) - {OTHER_DEVICE}:
-        samples.set(metrics.DEVICE_INFO, (name(device), snapshot.devices.layer(device)))
+        samples.set(metrics.DEVICE_INFO, (name(device), snapshot.devices.layer_now(device)))
 
 
 def _add_workers(samples: _Samples, snapshot: Snapshot) -> None:

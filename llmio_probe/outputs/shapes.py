@@ -64,11 +64,21 @@ Owners = Mapping[int, Owner]
 
 
 class Devices(Protocol):
-    """Names of whole disks by dev_t, and whether a device is a disk or stacked on one (loop, md, dm, multipath)."""
+    """Names of whole disks by dev_t, or by what stands for one, and whether a device is a disk or stacked on one (loop,
+    md, dm, multipath).
+    """
 
     def name(self, device: int, /) -> str: ...
 
     def layer(self, device: int, /) -> Layer: ...
+
+
+class KnownDevices(Devices, Protocol):
+    """Nothing is looked up for these."""
+
+    def layer_now(self, device: int, /) -> Layer:
+        """Of what has the device's name now; layer() is what it was when its requests were counted."""
+        ...
 
 
 class File(Protocol):

@@ -152,8 +152,10 @@ class Disk:
     def name(self, device: int) -> str:
         return "nvme0n1"
 
-    def layer(self, device: int) -> str:
+    def layer_now(self, device: int) -> str:
         return "disk"
+
+    layer = layer_now
 
 
 def snapshot_of(series: Series, owners: dict[int, Owner]) -> Snapshot:

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from llmio_probe import demo
 from llmio_probe.errors import ProbeError
+from llmio_probe.identity.mounts import Mounts
 from llmio_probe.outputs.writer import Writer
 
 MIB = 1 << 20
@@ -47,7 +48,7 @@ class Stage:
 
         for name in ("require_loading", "require_host_pids"):
             monkeypatch.setattr(demo, name, lambda: None)
-        monkeypatch.setattr(demo, "require_block_device", lambda directory: None)
+        monkeypatch.setattr(demo, "require_block_device", lambda directory, mounts: None)
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
         monkeypatch.setattr(demo, "write_file", lambda path, size: Path(path).write_bytes(bytes(size)))
         monkeypatch.setattr(Writer, "write", lambda writer, report: print("the summary"))
@@ -180,36 +181,52 @@ def test_a_full_disk_is_refused_with_figures(stage: Stage, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def mounts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """mounts(device number's major, {mount point: type})"""
+def mounts(tmp_path: Path) -> Callable[..., Mounts]:
+    """mounts(line, …): of mountinfo, DIR being a directory that is there."""
 
-    def make(major: int, points: dict[str, str]) -> None:
-        monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_dev=os.makedev(major, 40)))
-        rows = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in points.items()]
-        monkeypatch.setattr(psutil, "disk_partitions", lambda all: rows)
+    def make(*lines: str) -> Mounts:
+        process = tmp_path / "proc" / "self"
+        process.mkdir(parents=True)
+        (process / "mountinfo").write_text("".join(f"{line}\n" for line in lines).replace("DIR", str(tmp_path)))
+        return Mounts(str(tmp_path / "proc"))
 
     return make
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "nfs4", "fuse.sshfs"])
-def test_what_has_no_block_device_is_refused(mounts: Callable[..., None], kind: str) -> None:
-    mounts(0, {"/": "ext4", "/x": kind, "/xy": "ext4"})
-    with pytest.raises(ProbeError, match=rf"/x/y is on {kind}, which has no block device.*--directory"):
-        demo.require_block_device("/x/y")
+ROOT = "27 1 254:0 / / rw - ext4 /dev/vda rw"
 
 
-@pytest.mark.parametrize(("major", "kind"), [(259, "xfs"), (0, "btrfs"), (0, "overlay")])
-def test_what_lies_on_one_is_taken(mounts: Callable[..., None], major: int, kind: str) -> None:
-    mounts(major, {"/": "tmpfs", "/x": kind})
-    demo.require_block_device("/x/y")
+@pytest.mark.parametrize("kind", ["tmpfs", "nfs4", "fuse.sshfs", "virtiofs"])
+def test_what_has_no_block_device_is_refused(mounts: Callable[..., Mounts], tmp_path: Path, kind: str) -> None:
+    found = mounts(ROOT, f"28 27 0:40 / DIR rw - {kind} none rw", "29 28 254:16 / DIR/pro rw - ext4 /dev/vdb rw")
+    with pytest.raises(ProbeError, match=rf"/proc is on {kind}, which has no block device.*--directory"):
+        demo.require_block_device(str(tmp_path / "proc"), found)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [("259:1", "xfs"), ("0:40", "btrfs"), ("0:40", "zfs"), ("0:40", "overlay")]
+)
+def test_what_lies_on_one_is_taken(mounts: Callable[..., Mounts], tmp_path: Path, device: str, kind: str) -> None:
+    found = mounts("27 1 0:30 / / rw - tmpfs tmpfs rw", f"28 27 {device} / DIR rw - {kind} none rw")
+    demo.require_block_device(str(tmp_path / "proc"), found)
+
+
+@pytest.mark.parametrize("major", [0, 254])
+def test_where_no_mount_is_known_the_device_number_decides(
+    mounts: Callable[..., Mounts], monkeypatch: pytest.MonkeyPatch, major: int
+) -> None:
+    found = mounts()
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_dev=os.makedev(major, 40)))
+    with nullcontext() if major else pytest.raises(ProbeError, match="/x/y is on an unknown filesystem"):
+        demo.require_block_device("/x/y", found)
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="No such file or directory"):
-        demo.require_block_device(str(tmp_path / "none"))
+        demo.require_block_device(str(tmp_path / "none"), Mounts())
     (tmp_path / "file").touch()
     with pytest.raises(ProbeError, match="Not a directory"):
-        demo.require_block_device(str(tmp_path / "file"))
+        demo.require_block_device(str(tmp_path / "file"), Mounts())
 
 
 def test_a_filesystem_without_o_direct_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

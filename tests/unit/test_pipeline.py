@@ -16,7 +16,7 @@ from llmio_probe.identity.mounts import Mounts
 from llmio_probe.identity.owners import Identity
 from llmio_probe.identity.role_rules import builtin_role_rules
 from llmio_probe.identity.roles import RoleBook
-from llmio_probe.kernel.records import Batch, Engine, FileSight, Op, ProcessFlag, Records, RequestFlag
+from llmio_probe.kernel.records import OVERFLOW, Batch, Engine, FileSight, Op, ProcessFlag, Records, RequestFlag
 from llmio_probe.pipeline import LONGEST_WAIT, SHORTEST_WAIT, Pipeline
 from tests.singly import add_requests
 from tests.unit.identity.conftest import TICK_NS, Host, announced, calls, requests
@@ -250,3 +250,20 @@ def test_other_devices_count_from_then_on(pipeline: Pipeline, source: HandSource
     pipeline.choose(None)
     pipeline.run()
     assert {row.device: row.requests for row in series.streams()} == {NVME: 2, SDA: 3}
+
+
+def test_another_number_counts_from_then_on_and_choosing_goes_by_dev_t(
+    pipeline: Pipeline, source: HandSource, series: Series
+) -> None:
+    other = 4095 << 20
+    totals = np.zeros(2, OVERFLOW)
+    totals["device"], totals["requests"] = [NVME, SDA], [100, 200]
+    source.batches = [Batch(requests=on(NVME, SDA)), Batch(requests=on(NVME, SDA, NVME), overflow=totals)]
+    pipeline.run()
+    pipeline.choose({NVME})
+    pipeline.renumber({NVME: other})
+    pipeline.run()
+    found: dict[int, int] = {}
+    for row in series.streams():
+        found[row.device] = found.get(row.device, 0) + row.requests
+    assert found == {NVME: 1, SDA: 1, other: 102}

@@ -81,7 +81,7 @@ def made() -> Snapshot:
         attributed_bytes=[],
         state=ProbeState([], Losses(0, 0, 0, {}), {}, {}),
         owners={owner: Worker(owner) for owner in owners},
-        devices=Devices(),
+        devices=Devices().known(),
         folded=0,
         version="0",
         loader="core",

@@ -104,6 +104,105 @@ def test_a_loop_device_is_stacked_where_its_file_lies_on_a_disk(
     assert devices.layer(LOOP) == layer
 
 
+def test_a_loop_device_whose_file_is_gone_stays_what_it_was(
+    devices: Devices, root: Path, write_tree: WriteTree
+) -> None:
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n"})
+    devices.remember()
+    write_tree({"sys/devices/block/loop0/size": "0\n"})
+    shutil.rmtree(root / "sys/devices/block/loop0/loop")
+    devices.remember()
+    assert devices.layer(LOOP) == "disk"
+
+
+def test_a_loop_device_that_was_never_seen_with_a_file_is_taken_for_stacked(devices: Devices) -> None:
+    assert devices.layer(LOOP) == "upper"
+
+
+def test_what_is_known_stays_as_it_was_and_needs_neither_sys_nor_proc(
+    devices: Devices, root: Path, write_tree: WriteTree
+) -> None:
+    """A thread without rights is not shown PID 1's mounts: it must not come to another result."""
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n"})
+    devices.remember()
+    known = devices.known()
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/var/image\n"})
+    shutil.rmtree(root / "proc")
+    devices.remember()
+    shutil.rmtree(root / "sys")
+    named = (NVME, RAID, LOOP, PARTITION, 0)
+    assert [known.name(dev) for dev in named] == ["nvme0n1", "md127", "loop0", "259:2", "unknown"]
+    assert [known.layer(dev) for dev in named] == ["disk", "upper", "disk", "disk", "disk"]
+
+
+def rename(root: Path, name: str, new: str) -> None:
+    (root / "sys/devices/block" / name).rename(root / "sys/devices/block" / new)
+    (root / "sys/block" / name).unlink()
+    (root / "sys/block" / new).symlink_to(f"../devices/block/{new}")
+    numbers = (root / "sys/devices/block" / new / "dev").read_text().strip()
+    (root / "sys/dev/block" / numbers).unlink()
+    (root / "sys/dev/block" / numbers).symlink_to(f"../../devices/block/{new}")
+
+
+def test_a_dev_t_that_is_another_disk_now_has_another_number_for_it(devices: Devices, root: Path) -> None:
+    devices.remember()
+    assert (devices.number(NVME), devices.renumbered()) == (NVME, {})
+    rename(root, "nvme0n1", "nvme1n1")
+    devices.remember()
+    number = devices.number(NVME)
+    assert devices.renumbered() == {NVME: number}
+    assert (devices.name(NVME), devices.name(number)) == ("nvme0n1", "nvme1n1")
+    rename(root, "nvme1n1", "nvme0n1")
+    devices.remember()
+    assert (devices.number(NVME), devices.renumbered()) == (NVME, {})
+    rename(root, "nvme0n1", "nvme1n1")
+    devices.remember()
+    assert devices.number(NVME) == number, "the same as last time"
+
+
+def test_a_loop_device_with_another_file_has_another_number_where_it_was_a_disk(
+    devices: Devices, write_tree: WriteTree
+) -> None:
+    """The bytes of before must stay in the totals that they are in."""
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n"})
+    devices.remember()
+    write_tree({"sys/devices/block/loop0/loop/backing_file": "/var/image\n"})
+    devices.remember()
+    number = devices.number(LOOP)
+    assert number != LOOP
+    known = devices.known()
+    assert [(known.name(n), known.layer(n), known.layer_now(n)) for n in (LOOP, number)] == [
+        ("loop0", "disk", "upper"),
+        ("loop0", "upper", "upper"),
+    ]
+
+
+def test_numbers_of_their_own_are_no_dev_t_and_told_apart(devices: Devices, root: Path) -> None:
+    devices.remember()
+    for name in ("nvme0n1", "md127", "cciss!c0d0"):
+        rename(root, name, f"new-{name}")
+    devices.remember()
+    numbers = set(devices.renumbered().values())
+    assert len(numbers) == 3
+    assert {devices.name(number) for number in numbers} == {"new-nvme0n1", "new-md127", "new-cciss/c0d0"}
+    assert all(number >> 20 == 4095 for number in numbers)
+
+
+def test_an_unknown_device_stands_for_itself(devices: Devices) -> None:
+    assert (devices.number(8 << 20), devices.number(0)) == (8 << 20, 0)
+
+
+def test_the_mounts_are_those_of_the_host(root: Path, write_tree: WriteTree) -> None:
+    """A service's own show it another filesystem there, such as with ProtectHome=."""
+    write_tree(
+        {
+            "proc/1/mountinfo": "27 1 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n",
+            "sys/devices/block/loop0/loop/backing_file": "/dev/shm/image\n",
+        }
+    )
+    assert Devices(str(root / "sys"), str(root / "proc"), host="1").layer(LOOP) == "upper"
+
+
 @pytest.mark.parametrize("text", ["nvme0n1", "/dev/nvme0n1", "/dev/nvme0n1p2", "nvme0n1p2"])
 def test_a_user_may_name_the_disk_or_a_partition(devices: Devices, text: str) -> None:
     assert devices.resolve(text) == NVME
@@ -136,5 +235,7 @@ def test_a_disks_and_a_partitions_node_is_the_one_that_the_kernel_makes(
     )
     found = [devices.path(dev) for dev in (NVME, PARTITION, CCISS, 8 << 20)]
     assert found == ["/dev/nvme0n1", "/dev/nvme0n1p2", "/dev/cciss/c0d0", None]
+    write_tree({"sys/devices/block/nvme0n1/nvme0n1p2/uevent": "DEVNAME=nvme1n1p1\n"})
+    assert devices.path(PARTITION) == "/dev/nvme1n1p1"
     shutil.rmtree(root / "sys")
-    assert devices.path(PARTITION) == "/dev/nvme0n1p2"
+    assert devices.path(PARTITION) == "/dev/nvme1n1p1"

@@ -191,13 +191,29 @@ def test_the_least_recently_used_files_go(make_files: MakeFiles) -> None:
     assert files.forgotten == 2
 
 
-def test_a_forgotten_files_index_is_never_used_again(make_files: MakeFiles) -> None:
+def test_a_forgotten_files_index_is_not_used_again_soon(make_files: MakeFiles) -> None:
     files = make_files(limit=4)
     before = {file.index for file in seen(files, *numbered(1, 2, 3, 4))}
     seen(files, *numbered(5, 6, 7, 8))
     again = files.resolve(asked(*numbered(1))).tolist()
     assert not before & set(again)
     assert files.files[again[0]].inode == 1
+
+
+def test_indexes_begin_anew_after_the_last_one_and_leave_out_those_in_use(make_files: MakeFiles) -> None:
+    """A host that makes 1,000 files a second gets there within a month."""
+    files = make_files(limit=8)
+    kept = [replace(SIGHT, inode=inode) for inode in (1, 2)]
+    assert [file.index for file in seen(files, *kept)] == [1, 2]
+    last = int(np.iinfo(np.int32).max)
+    files._next_index = last - 1
+    indexes = []
+    for inode in range(100, 130):
+        files.resolve(asked(*kept))
+        (file,) = seen(files, replace(SIGHT, inode=inode))
+        indexes.append(file.index)
+    assert indexes == [last - 1, last, *range(3, 31)]
+    assert [file.index for file in seen(files, *kept)] == [1, 2]
 
 
 def test_a_batch_with_more_files_than_the_limit_keeps_them_all(make_files: MakeFiles) -> None:

@@ -67,6 +67,8 @@ class HandDevices:
     def layer(self, device: int, /) -> Layer:
         return "upper" if device == DM else "disk"
 
+    layer_now = layer
+
 
 @dataclass
 class HandFile:

@@ -182,6 +182,8 @@ class Disks:
     def layer(self, device: int, /) -> Layer:
         return "disk"
 
+    layer_now = layer
+
 
 def sums(samples: Samples, *labels: str) -> Counter[Any]:
     """Of counters and buckets by worker, by these of their labels."""

@@ -21,15 +21,17 @@ from llmio_probe.aggregate.rows import (
     STAGES,
     AttributedBytes,
     CallDistributions,
+    DeviceUse,
     Distribution,
     ErrorCount,
     RequestDistributions,
     Stream,
 )
 from llmio_probe.kernel.records import Engine, Op, OwnerKind
-from llmio_probe.kernel.state import ProbeState
+from llmio_probe.kernel.state import DeviceCounts, ProbeState
 from llmio_probe.outputs.metrics import METRICS, REQUEST_LATENCY, REQUEST_SIZE, nanoseconds_le
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot, exposition
+from llmio_probe.outputs.shapes import Layer
 from llmio_probe.outputs.status import status_name
 
 SERIES_LIMIT = 5000
@@ -197,6 +199,50 @@ def test_owners_with_the_same_worker_are_one_series(
     assert list(samples(seen, "llmio_requests_total").values()) == [20]
     assert list(samples(seen, "llmio_request_size_bytes_count").values()) == [2]
     assert list(samples(seen, "llmio_request_latency_seconds_sum").values()) == [0.002] * 3
+
+
+class TwoNumbers:
+    """One disk that has had two numbers; it was another layer's with the first."""
+
+    def name(self, device: int, /) -> str:
+        return "loop0"
+
+    def layer(self, device: int, /) -> Layer:
+        return "disk" if device == 1 else "upper"
+
+    def layer_now(self, device: int, /) -> Layer:
+        return "upper"
+
+
+def test_devices_with_the_same_name_are_one_series(
+    samples: Any,
+    snapshot: Snapshot,
+    stream: Callable[..., Stream],
+    distribution: Callable[..., Distribution],
+) -> None:
+    latency = {stage: distribution(LATENCY_EDGES, 0.001) for stage in STAGES}
+    sizes = distribution(SIZE_EDGES, 4096)
+    seen = replace(
+        snapshot,
+        devices=TwoNumbers(),
+        streams=[stream(device=1), stream(device=2)],
+        request_distributions=[RequestDistributions(2, n, Op.READ, "weights", sizes, latency) for n in (1, 2)],
+        errors=[ErrorCount(2, n, Op.READ, 10, 3) for n in (1, 2)],
+        device_use=[DeviceUse(n, Op.READ, 20, 4096, 3, 1.5, 2.5) for n in (1, 2)],
+        state=replace(
+            snapshot.state,
+            devices=[DeviceCounts(n, 20, 17, 1, 0, 2, 2, 0, {Op.READ: 2}) for n in (1, 2)],
+        ),
+        attributed_bytes=[AttributedBytes(n, OwnerKind.PROCESS, True, n, 0) for n in (1, 2)],
+    )
+    for name, value in {
+        "requests_total": 20, "request_size_bytes_count": 2, "request_errors_total": 6, "requeues_total": 6,
+        "in_flight_seconds_total": 5, "device_busy_seconds_total": 3, "requests_started_total": 40,
+        "requests_merged_total": 2, "requests_unowned_total": 4, "requests_in_flight": 4,
+    }.items():  # fmt: skip
+        assert list(samples(seen, f"llmio_{name}").values()) == [value], name
+    assert samples(seen, "llmio_device_info") == {("loop0", "upper"): 1}, "one row, to join with"
+    assert samples(seen, "llmio_attributed_bytes_total")["worker",] == 1, "as it was when it was counted"
 
 
 def test_latencies_are_summed_over_roles(
