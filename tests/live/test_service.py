@@ -279,7 +279,7 @@ def test_the_manager_is_told_how_it_is(daemon: Start, manager: socket.socket) ->
     assert running.process.wait(HANG) == 0
 
 
-def test_a_daemon_whose_pipeline_hangs_is_not_called_alive(daemon: Start, manager: socket.socket) -> None:
+def test_the_watchdog_hears_nothing_of_a_daemon_whose_pipeline_hangs(daemon: Start, manager: socket.socket) -> None:
     """Its main thread waits for a configuration that nobody writes. The threads that answer scrapes go on, but it is
     not they who say so.
     """
