@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.handles import FINDABLE, Handles, name_of
+from llmio_probe.identity.index import Index, grown
 from llmio_probe.identity.mounts import Mount, Mounts, View, decode, encode
 from llmio_probe.kernel.records import FileSight, ProcessFlag, Records
 
@@ -226,42 +227,26 @@ class Files:
 
 
 class _Table:
-    """The known files as arrays, found by hashing: open addressing, at most half full. Row 0 is nobody's."""
+    """The known files as arrays. Row 0 is nobody's."""
 
     def __init__(self) -> None:
         self.passes = 1
         self.indexes = np.zeros(1, np.int32)
         self.used = np.zeros(1, np.int64)
         """The pass that a file was last seen in."""
-        self._rows = 1
-        self._inodes = np.zeros(1, np.uint64)
-        self._rests = np.zeros(1, np.uint64)
-        self._slots = np.zeros(64, np.int32)
+        self._rows = Index(2)
 
     def rows(self, inodes: NDArray[np.uint64], rests: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each file's row, 0 where it is not known. Shapes (n,)."""
-        slots = self._home(inodes, rests)
-        rows = self._slots.take(slots)
-        wrong = np.flatnonzero((self._inodes.take(rows) != inodes) | (self._rests.take(rows) != rests))
-        while len(wrong := wrong[rows[wrong] != 0]):  # an empty slot ends the search
-            slots[wrong] = (slots[wrong] + 1) & (len(self._slots) - 1)
-            found = self._slots[slots[wrong]]
-            rows[wrong] = found
-            wrong = wrong[(self._inodes[found] != inodes[wrong]) | (self._rests[found] != rests[wrong])]
-        return rows
+        return self._rows.find(inodes, rests)
 
     def add(self, keys: Sequence[Key], indexes: Sequence[int]) -> None:
         """Files that are not in it yet."""
-        first, self._rows = self._rows, self._rows + len(keys)
-        if self._rows > len(self._inodes):
-            self._each(lambda column: np.concatenate([column, np.zeros(self._rows, column.dtype)]))
-        self._inodes[first : self._rows], self._rests[first : self._rows] = _columns(keys)
-        self.indexes[first : self._rows] = indexes
-        self.used[first : self._rows] = self.passes
-        if 2 * self._rows > len(self._slots):
-            self._slots = np.zeros(1 << (4 * self._rows - 1).bit_length(), np.int32)
-            first = 1
-        self._fill(first)
+        first = len(self._rows)
+        self._rows.add(*_columns(keys))
+        last = len(self._rows)
+        self.indexes, self.used = grown(self.indexes, last), grown(self.used, last)
+        self.indexes[first:last], self.used[first:last] = indexes, self.passes
 
     def touch(self, keys: Sequence[Key]) -> None:
         """They are in it and used in this pass."""
@@ -269,33 +254,13 @@ class _Table:
 
     def drop(self, keep: int) -> NDArray[np.int32]:
         """All but the ``keep`` last used and those of this pass. Returns the indexes of the others."""
-        used = self.used[: self._rows]
+        indexes, used = self.indexes[: len(self._rows)], self.used[: len(self._rows)]
         chosen = used >= self.passes
         chosen[1 + np.argsort(-used[1:], kind="stable")[:keep]] = True
         chosen[0] = True
-        gone = self.indexes[: self._rows][~chosen]
-        self._each(lambda column: column[: self._rows][chosen])
-        self._rows = len(self._inodes)
-        self._slots[:] = 0
-        self._fill(1)
-        return gone
-
-    def _home(self, inodes: NDArray[np.uint64], rests: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The slot to look at first: the top bits of a multiplicative hash, as neighbours must not crowd together."""
-        mixed = inodes * np.uint64(0x9E3779B97F4A7C15) + rests * np.uint64(0xC2B2AE3D27D4EB4F)
-        slots: NDArray[np.int64] = (mixed >> np.uint64(65 - len(self._slots).bit_length())).astype(np.int64)
-        return slots
-
-    def _fill(self, first: int) -> None:
-        homes = self._home(self._inodes[first : self._rows], self._rests[first : self._rows]).tolist()
-        for row, slot in enumerate(homes, first):
-            while self._slots[slot]:
-                slot = (slot + 1) & (len(self._slots) - 1)
-            self._slots[slot] = row
-
-    def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-        columns: tuple[NDArray[Any], ...] = (self._inodes, self._rests, self.indexes, self.used)
-        self._inodes, self._rests, self.indexes, self.used = (change(column) for column in columns)
+        self.indexes, self.used = indexes[chosen], used[chosen]
+        self._rows.keep(chosen)
+        return indexes[~chosen]
 
 
 class _Search:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmio_probe.identity.headers import npy_shape
+from llmio_probe.identity.index import Index
 from llmio_probe.identity.role_rules import ROLES as ROLES
 from llmio_probe.identity.role_rules import Answer, Rule, RuleSet, decide, shape_behaviour
 from llmio_probe.kernel.records import Engine, Op, OwnerKind, Records
@@ -124,7 +125,7 @@ class RoleBook:
         self._clock = clock
         self._read_header = read_header
         # By row; row 0 is nobody's.
-        self._index = _Index()
+        self._index = Index(1)
         self._pairs = [_Pair(0, -1, -1, False, _NO_FILE)]
         self._ids = np.full(1, OTHER_ROLE, np.int64)
         self._watched = np.zeros(1, np.uint8)
@@ -198,7 +199,7 @@ class RoleBook:
         for pair in self._pairs[1:]:
             pair.path, pair.rules, pair.header, pair.tries, pair.next_look = None, (), None, 0, -math.inf
 
-    def _learn(self, keys: NDArray[np.int64], records: Records, new: NDArray[np.int64]) -> None:
+    def _learn(self, keys: NDArray[np.uint64], records: Records, new: NDArray[np.int64]) -> None:
         keys, first = np.unique(keys[new], return_index=True)
         first = new[first]
         processes = records["owner"][first] == OwnerKind.PROCESS
@@ -218,7 +219,7 @@ class RoleBook:
 
     def _look(self, rows: Collection[int], *, headers: int = HEADERS_AT_ONCE) -> None:
         """Judge those pairs anew of which something has changed: the file's name, the owner's framework, its header."""
-        for owner in np.unique(self._index.keys[list(rows)] & _OWNER).tolist():
+        for owner in {self._pairs[row].owner for row in rows}:
             framework = self._framework_of(owner)
             if framework != self._frameworks.get(owner):
                 self._frameworks[owner] = framework
@@ -361,8 +362,8 @@ class RoleBook:
         self._use, self._signs = self._use[stays], self._signs[stays]
 
 
-def _keys(files: NDArray[np.int32], owners: NDArray[np.int32]) -> NDArray[np.int64]:
-    keys: NDArray[np.int64] = files.astype(np.int64) << 32 | owners
+def _keys(files: NDArray[Any], owners: NDArray[Any]) -> NDArray[np.uint64]:
+    keys: NDArray[np.uint64] = files.astype(np.uint64) << np.uint64(32) | owners.astype(np.uint64)
     return keys
 
 
@@ -387,43 +388,3 @@ def _times(records: Records, name: str) -> NDArray[np.int64]:
     """As good as they are known: a part of a request has none of its own."""
     times: NDArray[np.int64] = records[name].astype(np.int64)
     return np.where(times > 0, times, records["done_ns"].max())
-
-
-class _Index:
-    """Rows by key, for whole arrays of keys: one step each, and a search for those whose place another key has."""
-
-    def __init__(self) -> None:
-        self.keys = np.full(1, -1, np.int64)  # row 0 has no key
-        self._build()
-
-    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row of each key, 0 where it has none."""
-        rows = self._row_at.take(self._place(keys))
-        wrong = np.flatnonzero(self.keys.take(rows) != keys)
-        if len(wrong):
-            missed = keys[wrong]
-            found = self._order.take(np.searchsorted(self._sorted, missed), mode="clip")
-            rows[wrong] = np.where(self.keys.take(found) == missed, found, 0)
-        return rows
-
-    def add(self, keys: NDArray[np.int64]) -> None:
-        """Each new, with the next rows."""
-        self.keys = np.append(self.keys, keys)
-        self._build()
-
-    def keep(self, stays: NDArray[np.bool_]) -> None:
-        """Rows move up where others go."""
-        self.keys = self.keys[stays]
-        self._build()
-
-    def _build(self) -> None:
-        self._order = np.argsort(self.keys)
-        self._sorted = self.keys[self._order]
-        self._row_at = np.zeros(1 << (4 * len(self.keys)).bit_length(), np.int64)
-        self._row_at[self._place(self.keys)] = np.arange(len(self.keys))
-
-    def _place(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The top bits of a multiplicative hash."""
-        mixed = keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        places: NDArray[np.int64] = (mixed >> np.uint64(65 - len(self._row_at).bit_length())).astype(np.int64)
-        return places
