@@ -208,6 +208,7 @@ class Exporter:
                 self._config_right = self._reload(server)
                 refused = "" if self._config_right else "; the last reload was refused, the log says why"
                 self._manager.ready(self._status(server) + refused)
+            asked = self._asked.is_set()  # before the pass: who asks during it wants what came during it, too
             self._pipeline.run()
             now = time.monotonic()
             if end_cost is not None and now >= cost_until:
@@ -229,7 +230,7 @@ class Exporter:
                     log.warning("%s", "; ".join(shortages))
                 told = len(shortages)
                 next_sweep = now + min(max(self._config.grace_seconds / 30, 1), SWEEP_SECONDS)
-            if self._asked.is_set():
+            if asked:
                 self._asked.clear()
                 self._renew()
                 self._answered.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llmio_probe.identity.devices import Devices
 from llmio_probe.kernel.records import REQUEST, Batch, Op
 from llmio_probe.kernel.state import DeviceCounts, Losses, ProbeState
 from llmio_probe.outputs.prometheus import exposition
+from llmio_probe.systemd import Manager
 
 LOOP, NVME, RETURNED = 7 << 20, 259 << 20, 259 << 20 | 3
 
@@ -166,3 +168,41 @@ def test_disks_that_swap_their_dev_t_move_no_counter_to_another_name(
     for metric in ("llmio_requests_total", "llmio_requests_started_total", "llmio_request_size_bytes_count"):
         found = [s for f in scraped(exporter).collect() for s in f.samples if s.name == metric]
         assert {s.labels["device"]: s.value for s in found} == {"nvme0n1": 1, "nvme1n1": 3}
+
+
+class Passes:
+    """Events that come without waiting: so many passes, then the end."""
+
+    def __init__(self, passes: int) -> None:
+        self.left = passes
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def signals(self) -> list[signal.Signals]:
+        self.left -= 1
+        return [signal.SIGTERM] if self.left < 0 else []
+
+
+def test_who_asks_during_a_pass_is_shown_what_was_done_during_it(
+    host: Host, probe: PretendedProbe, make_exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.disk("nvme0n1", "259:0")
+    exporter = make_exporter()
+    read = probe.read
+
+    def read_then_ask() -> Batch:
+        batch = read()
+        if not exporter._asked.is_set() and not exporter._answered.is_set():
+            exporter._asked.set()
+            probe.read_of(NVME)  # after the rings were read
+        return batch
+
+    nobody: Any = Passes(2)
+    exporter._events, exporter._manager = nobody, Manager({})
+    monkeypatch.setattr(probe, "read", read_then_ask)
+    monkeypatch.setattr(probe, "give_back", lambda has_ended: None, raising=False)
+    monkeypatch.setattr(probe, "shortages", list, raising=False)
+    exporter._loop(nobody, None)
+    assert exporter._answered.is_set()
+    assert scraped(exporter).get_sample_value("llmio_attributed_bytes_total", {"kind": "unknown"}) == 4096
