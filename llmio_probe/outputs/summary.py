@@ -285,20 +285,21 @@ def _trust(document: Document) -> str:
     if shared := attribution["shared_writers_bytes"]:
         lines.append(f"{bytes_text(shared)} went to files that several processes wrote; the last one is named.")
     warnings = [
-        f"{count:,} {text}"
-        for count, text in (
-            (losses["records_lost"], "records found no room anywhere: requests count as nobody's, calls not at all."),
-            (losses["overflowed_requests"], "requests were only counted: totals are exact, percentiles are not."),
-            (losses["missed_probes"], "runs of our programs were skipped by the kernel."),
+        f"{_counted(count, noun)} {text}"
+        for count, noun, text in (
+            (losses["records_lost"], "record", "found no room anywhere: requests count as nobody's, calls not at all."),
+            (losses["overflowed_requests"], "request", "only counted: totals are exact, percentiles are not."),
+            (losses["missed_probes"], "run", "of our programs skipped by the kernel."),
             (
                 document["accounting"]["expired"],
-                "requests whose end the kernel did not show: counted, without their times.",
+                "request",
+                "whose end the kernel did not show: counted, without times.",
             ),
         )
         if count
     ]
     if in_flight := document["accounting"]["in_flight"]:
-        lines.append(f"{in_flight:,} requests of the host had not ended yet; they are not in the figures above.")
+        lines.append(f"{_counted(in_flight, 'request')} of the host had not ended yet: not in the figures above.")
     if warnings:
         lines += [f"NOT EXACT: {warning}" for warning in warnings]
     elif losses["missed_probes"] is None:
@@ -306,6 +307,10 @@ def _trust(document: Document) -> str:
     else:
         lines.append("Exact: no record was lost and no request went missing.")
     return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _who(row: Document) -> str:
