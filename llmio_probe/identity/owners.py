@@ -7,6 +7,7 @@ A record costs a few NumPy operations in a batch; Python runs once for each proc
 from __future__ import annotations
 
 import math
+import mmap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,11 +103,14 @@ class _Table:
         self.owners = np.full(1024, -1, np.int32)
         self._starts = np.zeros(1024, np.uint64)
         self._free: list[int] = []
+        # Not malloc's: what it has had back once it fills with zeros itself, and all 16 MB would be in memory.
+        self._pages = mmap.mmap(-1, 4 * (_PIDS + 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._row_of_tgid = np.frombuffer(self._pages, np.int32)
+        """The newest process that had it, and at the end one 0 more. Of these 16 MB only the pages that are used."""
         self._renew()
 
     def _renew(self) -> None:
-        self._row_of_tgid = np.zeros(_PIDS + 1, np.int32)
-        """The newest process that had it, and at the end one 0 more. Of these 16 MB only the pages that are used."""
+        self._pages.madvise(mmap.MADV_DONTNEED)  # all 0 again, and no memory
         self._until_new = _RENEWED_AFTER
         for known in self.known:
             if known is not None:

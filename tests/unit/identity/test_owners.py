@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 import time
 
 import numpy as np
@@ -732,21 +734,30 @@ def test_only_the_newest_processes_are_kept_for_late_records(
     assert [worker_of(daemon, pid) for pid in (5, 6, 7, 8)] == ["fio", "other", "fio", "fio"]
 
 
-def test_the_table_of_pids_is_made_anew_now_and_then_and_knows_everybody(
+def test_the_table_of_pids_gives_back_what_it_does_not_need_and_knows_everybody(
     make_identity: MakeIdentity, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmio_probe.identity.owners._RENEWED_AFTER", 3)
+    """Their pids wander over 16 MB."""
+    monkeypatch.setattr("llmio_probe.identity.owners._RENEWED_AFTER", 100)
     daemon = make_identity()
-    for pid in range(5, 15):
-        host.run(pid, "fio")
-    daemon.resolve(requests(*range(5, 15)))
-    first = daemon._table._row_of_tgid
-    for pid in (15, 16, 17):
+    host.run(5, "fio")
+    daemon.resolve(requests(5))
+    before = resident()
+    for pid in range(1024, 4_000_000, 1024):
         host.run(pid, "dd")
-    daemon.resolve(requests(15, 16, 17))
-    assert daemon._table._row_of_tgid is not first
-    assert worker_of(daemon, *range(5, 15)) == "fio"
-    assert worker_of(daemon, 15, 16, 17) == "dd"
+        daemon.resolve(requests(pid))
+        if pid % 65536 == 0:
+            forget(daemon, host, *range(pid - 65536 + 1024, pid, 1024))
+    assert resident() - before < 8 << 20
+    assert worker_of(daemon, 5) == "fio"
+    assert worker_of(daemon, pid, pid - 1024) == "dd"
+
+
+def resident() -> int:
+    """Bytes of anonymous memory."""
+    found = re.search(r"RssAnon:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
 
 
 def test_a_worker_whose_process_moved_on_expires(daemon: Identity, host: Host) -> None:
