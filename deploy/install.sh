@@ -34,7 +34,7 @@ install_all() {
     esac
     # Beside what is there, which stays as it is until all of the new is.
     new=$DESTDIR$packages.new
-    trap 'rm -rf "$new"' EXIT
+    trap 'rm -rf "$new"; [ -e "$DESTDIR$packages" ] || [ ! -e "$DESTDIR$packages.old" ] || mv "$DESTDIR$packages.old" "$DESTDIR$packages"' EXIT
     rm -rf "$new"
     mkdir -p "$new" "$DESTDIR$PREFIX/bin"
     # shellcheck disable=SC2086 # words

@@ -30,6 +30,8 @@ with the boot and by cron, and what is asked about is the frameworks. 24 that re
 PROMISED_SHARE = 0.25
 """Of the room: more is never promised to counters that are still to come, or hundreds of loop devices would leave
 nothing for distributions."""
+LAST_SHARE = 0.25
+"""Of the room: more is never kept for last resorts of distributions, which stay for good where devices come and go."""
 LATE_SHARE = 1 / 64
 """Of the room: only last resorts may take it, so that a disk that comes when all is taken has counters of its own."""
 
@@ -62,9 +64,12 @@ class SeriesLimit:
         self._preferred = preferred
         self._plain = int(most * PLAIN_SHARE)
         self._most_promised = int(most * PROMISED_SHARE)
+        self._most_last = int(most * LAST_SHARE)
         self._late = int(most * LATE_SHARE)
         self._users: Counter[tuple[Kind, Hashable]] = Counter()
         self._used: dict[Kind, int] = {"counters": 0, "distributions": 0}
+        self._last: dict[Kind, int] = {"counters": 0, "distributions": 0}
+        """Of these what last resorts took."""
         self._promised = promised
 
     @property
@@ -85,6 +90,7 @@ class SeriesLimit:
         if more and more > self._free(kind, owner):
             return False
         self._used[kind] += more
+        self._last[kind] += more if owner is None else 0
         for key, _ in needs:
             self._users[kind, key] += 1
         return True
@@ -105,7 +111,8 @@ class SeriesLimit:
         room = self._room - self._late
         if owner is not None and not self._preferred(owner):
             room = min(room, self._plain)
-        return room - max(counters, self._promised) - distributions
+        free = room - max(counters, self._promised) - distributions
+        return min(free, self._most_last - self._last[kind]) if owner is None else free
 
 
 class LimitedRows(Rows):

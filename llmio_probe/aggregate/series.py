@@ -60,7 +60,7 @@ _STREAM_BITS = _DISTRIBUTION_BITS + _WAY_BITS
 """What a stream's key holds beside its owner, from the top: device, op, role, engine, path."""
 _ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
 _NO_DEVICE = (1 << _DEVICE_BITS) - 1
-"""In the place of a device's row: of OTHER_DEVICE."""
+"""In the place of a device's row: of OTHER_DEVICE, and of any device after so many. Those have no use of their own."""
 
 _PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache."""
@@ -234,7 +234,7 @@ class Series:
     def _places(self, samples: Records, owners: NDArray[np.int32], roles: Ints | None) -> _Places:
         device = self._devices.find(samples["device"].astype(np.int64))
         op = samples["op"].astype(np.int64)
-        key = (owners.astype(np.int64) << _DEVICE_BITS | device) << _OP_BITS | op
+        key = (owners.astype(np.int64) << _DEVICE_BITS | np.minimum(device, _NO_DEVICE)) << _OP_BITS | op
         stream = key << _ROLE_BITS | (OTHER_ROLE if roles is None else roles)
         stream = (stream << _ENGINE_BITS | samples["engine"]) << _PATH_BITS | samples["path"]
         rows = self._streams.find(stream)
@@ -461,7 +461,7 @@ class Series:
                 busy_seconds=busy.nanoseconds / 1e9 if (busy := self._busy.get(index << _OP_BITS | op)) else 0.0,
                 in_flight_seconds=int(table["in_flight"][index, op]) / 1e9,
             )
-            for index, device in enumerate(table.keys.tolist())
+            for index, device in enumerate(table.keys.tolist()[:_NO_DEVICE])
             for op in np.flatnonzero(table["requests"][index]).tolist()
         ]
 

@@ -81,11 +81,12 @@ class Devices:
                 self._describe(dev, folder)
 
     def number(self, dev: int) -> int:
-        """What stands for it now."""
+        """What stands for it now. Who is gone before anybody looked is shown by its numbers from then on."""
         if dev not in self._now:
             self._look(dev)
-        found = self._now.get(dev)
-        return dev if found is None else self._number_of[dev, found]
+        if dev not in self._now:
+            self._stands_for(dev, Description(_name(dev, None), "disk"))
+        return self._number_of[dev, self._now[dev]]
 
     def renumbered(self) -> dict[int, int]:
         """The numbers of those whose dev_t stands for something else by now."""
@@ -142,7 +143,10 @@ class Devices:
             self._describe(dev, folder)
 
     def _describe(self, dev: int, folder: Path) -> None:
-        found = Description(folder.name.replace("!", "/"), "upper" if self._is_stacked(dev, folder) else "disk")
+        layer: Layer = "upper" if self._is_stacked(dev, folder) else "disk"
+        self._stands_for(dev, Description(folder.name.replace("!", "/"), layer))
+
+    def _stands_for(self, dev: int, found: Description) -> None:
         if self._now.get(dev) == found:
             return
         self._now[dev] = found

@@ -77,6 +77,12 @@ def series() -> Series:
 
 
 @pytest.fixture
+def all_last_resorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for each, however little there is in all."""
+    monkeypatch.setattr("llmio_probe.aggregate.limit.LAST_SHARE", 1.0)
+
+
+@pytest.fixture
 def narrow() -> Series:
     """Room for the counters of two workers beside other's, and for no distributions but other's."""
     return Series(detail=False, most_series=room(3 * COUNTED), preferred=anybody)
@@ -107,7 +113,7 @@ def test_where_there_is_no_room_for_counters_they_are_under_other_too(narrow: Se
     assert sizes_by_owner(narrow) == {OTHER: 39}
 
 
-def test_who_has_room_keeps_it_and_a_new_kind_of_request_may_go_to_other() -> None:
+def test_who_has_room_keeps_it_and_a_new_kind_of_request_may_go_to_other(all_last_resorts: None) -> None:
     series = Series(detail=False, most_series=room(PROMISED + FURTHER + 4 * ONE), preferred=anybody)
     read(series, 2)
     read(series, 3, op=Op.WRITE)
@@ -136,7 +142,7 @@ def test_counters_of_the_unknown_are_never_hidden_under_other(narrow: Series) ->
     assert by_owner(narrow) == {2: 1, 3: 1, OTHER: 1, UNKNOWN: 1}
 
 
-def test_calls_share_the_room_with_requests() -> None:
+def test_calls_share_the_room_with_requests(all_last_resorts: None) -> None:
     series = Series(detail=False, most_series=room(PROMISED + 2 * ONE + 2 * CALL_SERIES), preferred=anybody)
     for owner in (2, 3):
         read(series, owner)
@@ -191,6 +197,42 @@ def test_what_has_not_even_a_last_resort_is_shown_without_device_and_op() -> Non
     assert series_shown(series) <= 1000
     assert [use.requests for use in series.device_use()] == [1] * 1000
     assert {use.in_flight_seconds for use in series.device_use()} == {110e-6}
+
+
+def test_devices_that_came_and_went_leave_room_for_who_comes_later() -> None:
+    """As volumes of a cluster do, for months."""
+    series = Series(detail=False, most_series=4700, preferred=anybody)
+    for device in range(500):
+        read(series, 2 + device, device=device)
+        series.forget([2 + device])
+    for owner in range(1000, 1008):
+        read(series, owner, device=1000)
+        read(series, owner, device=1000, op=Op.WRITE)
+    found = sizes_by_owner(series)
+    assert {owner: found[owner] for owner in range(1000, 1008)} == dict.fromkeys(range(1000, 1008), 2)
+    assert series_shown(series) <= 4700
+
+
+def test_many_disks_that_the_kernel_touches_leave_room_for_frameworks() -> None:
+    series = Series(detail=False, most_series=4700, preferred=lambda owner: owner >= 14)
+    for device in range(36):
+        for op in (Op.READ, Op.WRITE, Op.FLUSH):
+            read(series, 2, device=device, op=op)
+    for owner in range(14, 20):
+        read(series, owner, device=0)
+        read(series, owner, device=0, op=Op.WRITE)
+    found = sizes_by_owner(series)
+    assert {owner: found[owner] for owner in range(14, 20)} == dict.fromkeys(range(14, 20), 2)
+    assert sum(found.values()) == 36 * 3 + 12
+
+
+def test_more_devices_than_there_are_places_are_one_other() -> None:
+    series = Series(detail=False, most_series=4700, preferred=anybody)
+    for first in range(0, 5000, 500):
+        records = requests(500, device=np.arange(first, first + 500))
+        add_requests(series, records, owned(records, 2))
+    assert by_owner(series).keys() <= {2, OTHER}
+    assert sum(by_owner(series).values()) == sum(sizes_by_owner(series).values()) == 5000
 
 
 # Frameworks first

@@ -188,6 +188,20 @@ def test_numbers_of_their_own_are_no_dev_t_and_told_apart(devices: Devices, root
     assert all(number >> 20 == 4095 for number in numbers)
 
 
+def test_who_was_gone_before_anybody_looked_keeps_its_counts_from_who_gets_its_dev_t(
+    devices: Devices, root: Path
+) -> None:
+    dev = 8 << 20
+    assert devices.number(dev) == dev
+    assert (devices.name(dev), devices.layer(dev)) == ("8:0", "disk")
+    (root / "sys/dev/block/8:0").symlink_to("../../devices/block/nvme0n1")
+    devices._look(dev)
+    number = devices.number(dev)
+    assert number != dev
+    assert devices.renumbered() == {dev: number}
+    assert (devices.name(dev), devices.name(number)) == ("8:0", "nvme0n1")
+
+
 def test_an_unknown_device_stands_for_itself(devices: Devices) -> None:
     assert (devices.number(8 << 20), devices.number(0)) == (8 << 20, 0)
 
