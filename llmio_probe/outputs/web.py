@@ -1,7 +1,8 @@
 """The exporter's HTTP server: /metrics for whoever may read it, and nothing that a request could do to us.
 
 Python's own server underneath, since one page is all there is; what it lacks is here: how many connections at once, how
-long each may take, how much it may say. What is served is for prometheus.py, to whom for web_config.py.
+long each may take, how much it may say. What is served and how it is written is for prometheus.py
+and text_format.py, to whom for web_config.py.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
+from llmio_probe.outputs.text_format import encode, format_for
 from llmio_probe.outputs.web_config import Access, BusyError
 
 CONNECTIONS = 16
@@ -224,10 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def _send_metrics(self) -> None:
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        content_type = format_for(self.headers.get("Accept", ""))
         zipped = "gzip" in self.headers.get("Accept-Encoding", "")
         with self.server.rendering:
-            body = encode(self.server.registry)
+            body = encode(self.server.registry, content_type)
             body = gzip.compress(body, 1) if zipped else body
         self._send(HTTPStatus.OK, content_type, body, *([("Content-Encoding", "gzip")] if zipped else []))
 

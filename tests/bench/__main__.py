@@ -8,6 +8,7 @@ of it can rot, and writes nothing.
 from __future__ import annotations
 
 import argparse
+import compileall
 import platform
 import sys
 import time
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="once and short: does it still run?")
     quick = parser.parse_args().quick
     begin, load = time.monotonic(), psutil.getloadavg()[0]
+    compileall.compile_dir(ROOT / "llmio_probe", quiet=1)  # as pip does for whoever installs it
     with setting(QUICK if quick else FULL) as where:
         table, rows = measure(where)
         described = machine(where, load)

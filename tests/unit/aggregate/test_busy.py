@@ -79,11 +79,12 @@ def test_busy_time_never_exceeds_the_time_that_passed() -> None:
 
 @pytest.mark.parametrize("order", ["made", "done", "none"])
 @pytest.mark.parametrize("longest", [1, 30, 3000])
-def test_joining_neighbours_changes_no_union_whatever_their_order(order: str, longest: int) -> None:
+@pytest.mark.parametrize("in_a_row", [1, 50])
+def test_joining_neighbours_changes_no_union_whatever_their_order(order: str, longest: int, in_a_row: int) -> None:
     random = np.random.default_rng(longest)
     starts = np.sort(random.integers(0, 50_000, 2000))
     ends = starts + random.integers(0, longest + 1, 2000)
-    groups = random.integers(0, 3, 2000).astype(np.uint16)
+    groups = random.integers(0, 3, 2000 // in_a_row).astype(np.uint16).repeat(in_a_row)
     chosen = {"made": np.arange(2000), "done": np.argsort(ends), "none": random.permutation(2000)}[order]
     found, first, last = chains(groups[chosen], starts[chosen], ends[chosen])
     for group in range(3):

@@ -58,6 +58,18 @@ def test_they_are_those_of_a_dictionary(files: int) -> None:
         check(found.find(records), records)
 
 
+@pytest.mark.parametrize("longest", [2, 9, 200, 50_000])
+def test_those_that_follow_each_other_are_counted_like_any(longest: int) -> None:
+    random = np.random.default_rng(longest)
+    alike = mixed(random, 100_000 // longest + 2, 20)
+    found = Combinations()
+    for _ in range(3):
+        records = np.repeat(alike, random.integers(1, longest + 1, len(alike)))[:40_000]
+        for name in LEFT_OUT:
+            records[name] = random.integers(0, 1 << 16, len(records))
+        check(found.find(records), records)
+
+
 def test_an_empty_batch_has_none() -> None:
     batch = Combinations().find(requests(0))
     assert (len(batch.samples), len(batch.counts), len(batch.spread(batch.counts))) == (0, 0, 0)

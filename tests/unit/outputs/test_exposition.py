@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -29,6 +28,7 @@ from llmio_probe.outputs import metrics
 from llmio_probe.outputs.metrics import METRICS, OTHER_SERIES, SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
 from llmio_probe.outputs.shapes import Layer
+from llmio_probe.outputs.text_format import OPENMETRICS, PLAIN, encode
 from llmio_probe.outputs.web import MetricsServer
 from llmio_probe.outputs.web_config import Access
 from tests.singly import add_requests
@@ -36,7 +36,6 @@ from tests.unit.identity.conftest import TICK_NS, Host, announced, start_ns
 
 parse_openmetrics: Callable[[str], Iterable[Family]] = openmetrics.text_string_to_metric_families
 
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SECOND = 1_000_000_000
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -91,7 +90,7 @@ class Machine:
 
     def samples(self) -> Samples:
         found: Samples = {}
-        for family in parse_text(generate_latest(exposition(self.snapshot)).decode()):
+        for family in parse_text(encode(exposition(self.snapshot), PLAIN).decode()):
             for sample in family.samples:
                 key = (sample.name, frozenset(sample.labels.items()))
                 assert key not in found, "the same sample twice"
@@ -280,8 +279,8 @@ def test_hostile_names_come_whole_through_both_formats(
     host.process(7, comm)
     host.count(*any_requests(np.random.default_rng(1), np.array([7]), nvme))
     registry = exposition(host.snapshot)
-    encode, _ = choose_encoder(OPENMETRICS)
-    for families in (parse_text(generate_latest(registry).decode()), parse_openmetrics(encode(registry).decode())):
+    plain, other = (encode(registry, kind).decode() for kind in (PLAIN, OPENMETRICS))
+    for families in (parse_text(plain), parse_openmetrics(other)):
         workers = {s.labels["worker"] for family in families for s in family.samples if "worker" in s.labels}
         assert workers == {shown}
 
@@ -291,7 +290,7 @@ def test_a_path_or_a_command_line_is_in_no_label(machine: Callable[..., Machine]
     host.host.run(7, "/opt/secret/bin/tool", "--password=hunter2", "/nvme/secret.bin")
     host.identity.observe(announced(7, "tool"))
     host.count(*any_requests(np.random.default_rng(1), np.array([7]), nvme))
-    text = generate_latest(exposition(host.snapshot)).decode()
+    text = encode(exposition(host.snapshot), PLAIN).decode()
     assert 'worker="tool"' in text
     assert not [word for word in ("secret", "hunter2", "/nvme", "/opt") if word in text]
 
@@ -389,12 +388,12 @@ def test_a_snapshot_that_is_being_scraped_is_not_changed_by_the_pipeline(
     host.run(5, "fio")
     host.count(*any_requests(np.random.default_rng(3), np.full(100, 5), nvme))
     taken = host.snapshot()
-    before = generate_latest(exposition(lambda: taken)).decode()
+    before = encode(exposition(lambda: taken), PLAIN).decode()
     host.count(*any_requests(np.random.default_rng(4), np.full(100, 5), nvme))
     host.host.end(5)
     host.later(1)
     host.later(400)
-    after = generate_latest(exposition(lambda: taken)).decode()
+    after = encode(exposition(lambda: taken), PLAIN).decode()
 
     def ours(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.startswith("llmio_")]

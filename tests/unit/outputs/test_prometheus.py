@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmio_probe.aggregate.buckets import LATENCY_EDGES, REQUESTS_EDGES, SIZE_EDGES
@@ -33,6 +32,7 @@ from llmio_probe.outputs.metrics import METRICS, REQUEST_LATENCY, REQUEST_SIZE, 
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot, exposition
 from llmio_probe.outputs.shapes import Layer
 from llmio_probe.outputs.status import status_name
+from llmio_probe.outputs.text_format import PLAIN, encode
 
 SERIES_LIMIT = 5000
 NVME = 259 << 20
@@ -43,7 +43,7 @@ def scrape() -> Callable[[Snapshot], str]:
     def text(snapshot: Snapshot) -> str:
         registry = CollectorRegistry()
         registry.register(ProbeCollector(lambda: snapshot))
-        return generate_latest(registry).decode()
+        return encode(registry, PLAIN).decode()
 
     return text
 
@@ -414,17 +414,8 @@ def test_what_is_shown_without_its_device_is_called_other_and_no_device(
     assert {device for device, _ in samples(nowhere, "llmio_device_info")} == {"nvme0n1"}
 
 
-def test_openmetrics_can_be_scraped_too(full_snapshot: Snapshot) -> None:
-    registry = CollectorRegistry()
-    registry.register(ProbeCollector(lambda: full_snapshot))
-    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
-    text = encode(registry).decode()
-    assert 'le="131072"' in text
-    assert text.endswith("# EOF\n")
-
-
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_complain_about(full_snapshot: Snapshot) -> None:
-    text = generate_latest(exposition(lambda: full_snapshot)).decode()
+    text = encode(exposition(lambda: full_snapshot), PLAIN).decode()
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
