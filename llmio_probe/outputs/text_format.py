@@ -1,8 +1,7 @@
 """The text of /metrics, in Prometheus' own format and in OpenMetrics.
 
-Byte for byte what prometheus_client writes of the same families (a test compares them), which looks at every name
-letter by letter for each sample: 5,000 of them in OpenMetrics took it more than three times as long as here. Only how
-families are written may go in here.
+Byte for byte what prometheus_client writes of the same families (a test compares them), in a third of the time: that
+looks at each letter of every sample's name (`make speed` measures both). Only how families are written may go in here.
 """
 
 from __future__ import annotations

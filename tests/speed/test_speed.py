@@ -7,12 +7,14 @@ asserted. Rounds bring a fixed number of records: that divided by the time of a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from llmio_probe import daemon, session
@@ -205,9 +207,15 @@ def test_a_snapshot_of_5000_series(benchmark: BenchmarkFixture, full_series: Ser
     assert len(benchmark(snapshot_of, full_series, workers).streams) == 4 * len(workers)
 
 
-def test_a_scrape_of_5000_series(benchmark: BenchmarkFixture, full_series: Series, workers: dict[int, Owner]) -> None:
+WRITERS = {"ours": partial(encode, content_type=OPENMETRICS), "the library's": choose_encoder(OPENMETRICS)[0]}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_scrape_of_5000_series(
+    benchmark: BenchmarkFixture, full_series: Series, workers: dict[int, Owner], write: Callable[..., bytes]
+) -> None:
     snapshot = snapshot_of(full_series, workers)
     registry = CollectorRegistry()
     registry.register(ProbeCollector(lambda: snapshot))
-    lines = benchmark(encode, registry, OPENMETRICS).decode().splitlines()
+    lines = benchmark(write, registry).decode().splitlines()
     assert 4000 < sum(not line.startswith("#") for line in lines) < 6000
