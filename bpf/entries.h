@@ -8,6 +8,9 @@
 #define STARTED 1
 #define UNSTARTED 2
 
+/* struct request has some 250 bytes, behind it is what its driver needs, and the next one begins at a cache line. */
+#define REQUEST_SHIFT 8
+
 static __always_inline __u8 flags_of(__u32 cmd_flags)
 {
 	__u8 flags = 0;
@@ -133,10 +136,13 @@ static __always_inline __u64 number_of(struct request *rq)
 	return (__u64)rq - (__u64)&control;
 }
 
-/* Fibonacci hashing: addresses of a pool lie at one stride, and spread well. */
+/*
+ * By the address alone: requests of a pool have places of their own and next to each other. A hash would put each on
+ * another page, and walking the page tables for those takes a tenth of all our time (docs/kernel.md).
+ */
 static __always_inline struct request_entry *place_of(__u64 key)
 {
-	__u32 index = (key * 0x9E3779B97F4A7C15ULL >> 32) & control.requests_mask;
+	__u32 index = key >> REQUEST_SHIFT & control.requests_mask;
 
 	return bpf_map_lookup_elem(MAP(requests), &index);
 }
