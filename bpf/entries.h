@@ -138,7 +138,7 @@ static __always_inline __u64 number_of(struct request *rq)
 
 /*
  * By the address alone: requests of a pool have places of their own and next to each other. A hash would put each on
- * another page, and walking the page tables for those takes a tenth of all our time (docs/kernel.md).
+ * another page, which takes a tenth of all our time, most likely in walks of the page tables (docs/kernel.md).
  */
 static __always_inline struct request_entry *place_of(__u64 key)
 {
