@@ -7,7 +7,7 @@ in here: it knows which fields it leaves out and nothing of what the others mean
 The trick: a record is a row of 64-bit words, and so is a combination. The words are mixed into one number, which leads
 to the combination through a hash table, and comparing all words tells whether it is the right one. So it is exact
 whatever the mixing does, and costs about 40 ns a record; np.unique costs 10 times as much. Who reads a large file makes
-many records that are alike in a row: then one of a run is looked for, and the others cost a third of that.
+many records that are alike in a row: then one of a run is looked for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The exporter's HTTP server: /metrics for whoever may read it, and nothing that a request could do to us.
 
 Python's own server underneath, since one page is all there is; what it lacks is here: how many connections at once, how
-long each may take, how much it may say. What is served and how it is written is for prometheus.py
-and text_format.py, to whom for web_config.py.
+long each may take, how much it may say. What is served is for prometheus.py, how it is written for text_format.py, to
+whom for web_config.py.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from llmio_probe.kernel.records import Path as IoPath
 from llmio_probe.kernel.slots import SlotRings
 from llmio_probe.kernel.state import Losses, ProbeState
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
-from llmio_probe.outputs.text_format import OPENMETRICS, encode
+from llmio_probe.outputs.text_format import OPENMETRICS, PLAIN, encode
 from llmio_probe.pipeline import Pipeline
 from tests.singly import add_requests
 
@@ -207,7 +207,11 @@ def test_a_snapshot_of_5000_series(benchmark: BenchmarkFixture, full_series: Ser
     assert len(benchmark(snapshot_of, full_series, workers).streams) == 4 * len(workers)
 
 
-WRITERS = {"ours": partial(encode, content_type=OPENMETRICS), "the library's": choose_encoder(OPENMETRICS)[0]}
+WRITERS = {
+    "ours": partial(encode, content_type=OPENMETRICS),
+    "the library's": choose_encoder(OPENMETRICS)[0],
+    "the library's, plain": choose_encoder(PLAIN)[0],
+}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
