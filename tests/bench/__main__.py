@@ -1,8 +1,9 @@
-"""What llmio-probe costs: python -m tests.bench [--quick]. Root, the real kernel, fio, bpftrace.
+"""What llmio-probe costs: python -m tests.bench [--quick] [--only MEASURE] [--pairs N]. Needs root, fio, bpftrace.
 
 Prints one Markdown table, ours beside other tools on the same job, and puts it into docs/bench.md, its most telling
 rows into README. Absolute figures live there, never in a test. --quick measures everything once and short, so that none
-of it can rot, and writes nothing.
+of it can rot; --only measures one thing, --pairs more often than there is time for in the whole table. With any of them
+nothing is written.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import compileall
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import psutil
 
+from tests.bench.measures.call_cost import call_cost
 from tests.bench.measures.cost import kernel_cost
 from tests.bench.measures.daemon import daemon
 from tests.bench.measures.file_cost import file_cost
 from tests.bench.measures.losses import losses
-from tests.bench.measures.other_calls import other_calls
 from tests.bench.measures.reader import reader
 from tests.bench.measures.scrape import scrape
 from tests.bench.measures.start import start
@@ -33,8 +36,9 @@ from tests.bench.tools.ours import NAME
 from tests.live.harness import run
 from tests.page import put
 
+Measure = Callable[[Setting], Iterator[Row]]
 MEASURES = (
-    kernel_cost, file_cost, throughput, two_probes, other_calls, losses, reader, start, daemon, scrape
+    kernel_cost, file_cost, throughput, two_probes, call_cost, losses, reader, start, daemon, scrape
 )  # fmt: skip
 """In the order of the table."""
 ROOT = Path(__file__).parents[2]
@@ -44,25 +48,31 @@ BEGIN = "<!-- table: make bench -->"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="once and short: does it still run?")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=[one.__name__ for one in MEASURES], help="this measure alone")
+    parser.add_argument("--pairs", type=int, help=f"of throughput with and without a tool; {FULL.pairs}, if not said")
+    asked = parser.parse_args()
+    effort = QUICK if asked.quick else FULL
+    if asked.pairs:
+        effort = replace(effort, pairs=asked.pairs)
+    measures = [one for one in MEASURES if asked.only in (None, one.__name__)]
     begin, load = time.monotonic(), psutil.getloadavg()[0]
     compileall.compile_dir(ROOT / "llmio_probe", quiet=1)  # as pip does for whoever installs it
-    with setting(QUICK if quick else FULL) as where:
-        table, rows = measure(where)
+    with setting(effort) as where:
+        table, rows = measure(where, measures)
         described = machine(where, load)
     print(f"\nMeasured on {described}, in {time.monotonic() - begin:.0f} s.")
-    if not quick:
+    if effort == FULL and not asked.only:
         put(ROOT / "docs" / "bench.md", BEGIN, f"Measured on {described}.\n\n{table.text(rows)}")
         quoted = table.text(row for row in rows if row.quoted)
         put(ROOT / "README.md", BEGIN, f"Measured on {described}:\n\n{quoted}")
 
 
-def measure(where: Setting) -> tuple[Table, list[Row]]:
+def measure(where: Setting, measures: Iterable[Measure]) -> tuple[Table, list[Row]]:
     """Print each row when it is known."""
     table = Table((NAME, where.floor.name, where.biolatency.name, *(tool.name for tool in where.scripts)))
     print(table.head())
     rows = []
-    for one in MEASURES:
+    for one in measures:
         begin = time.monotonic()
         for row in one(where):
             print(table.row(row), flush=True)

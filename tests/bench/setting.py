@@ -24,9 +24,11 @@ REAL_FOLDER = "/var/tmp"
 
 @dataclass(frozen=True)
 class Effort:
-    """rounds: of a kernel cost. pairs: with and without our session; fewer: of either, for what is only compared with.
+    """How often and how long is looked.
 
-    seconds: of one look at one tool. thorough: each tool on each disk, not only so much that all code runs.
+    pairs: at a load with and without a tool, or at ours and what it is compared with. fewer: of either, where they come
+    slowly or the outcome is plain. rounds: of what is steady. seconds: of one look. thorough: each tool on each disk,
+    not only so much that all code runs.
     """
 
     rounds: int
@@ -50,6 +52,7 @@ class Setting:
     biolatency: Reference
     floor: Reference
     nothing_dirtied: Reference
+    nothing_called: Reference
     scripts: tuple[Tool, ...]
     """By bpftrace: much slower to start, and to run."""
 
@@ -67,7 +70,8 @@ def setting(effort: Effort) -> Iterator[Setting]:
             effort=effort,
             biolatency=Reference(built, "latency", "biolatency's way"),
             floor=Reference(built, "empty", "empty programs"),
-            nothing_dirtied=Reference(built, "nothing", "empty programs"),
+            nothing_dirtied=Reference(built, "dirtied", "empty programs"),
+            nothing_called=Reference(built, "called", "empty programs"),
             scripts=(Bpftrace("biosnoop.bt", "bpftrace: as biosnoop"), Bpftrace("paper.bt", "bpftrace: the paper's")),
         )
 

@@ -25,7 +25,7 @@ def kernel_cost(setting: Setting) -> Iterator[Row]:
     tools: Mapping[str, list[float]] = defaultdict(list)
     shares: Mapping[str, list[float]] = defaultdict(list)
     with load(setting.loop) as running:
-        for number in range(effort.rounds):
+        for number in range(effort.pairs):
             ours = program_ns(running, effort.seconds)
             for name, cost in ours.items():
                 programs[name].append(cost)

@@ -30,9 +30,11 @@ def _on(setting: Setting, disk: Disk, where: str, goal: Goal) -> Iterator[Row]:
     with load(disk) as running:
         alone: list[float] = []
         ours = kept(running, disk, Ours(), effort.pairs, effort.seconds, alone)
+        pairs: dict[Tool, int] = {setting.floor: effort.pairs, setting.biolatency: effort.pairs}
+        pairs |= dict.fromkeys(setting.scripts, effort.fewer)  # slow to start, and what they take is plain to see
         others = {
-            tool.name: kept(running, disk, tool, effort.fewer, effort.seconds, alone)
-            for tool in (setting.biolatency, *setting.scripts)
+            tool.name: kept(running, disk, tool, count, effort.seconds, alone)
+            for tool, count in pairs.items()
             if effort.thorough or disk is setting.loop
         }
     yield Row(f"throughput kept on {where}", ours, goal, others, quoted=True)

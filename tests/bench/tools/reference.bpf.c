@@ -91,9 +91,21 @@ int BPF_PROG(empty_complete, struct request *rq)
 }
 
 SEC("tp_btf/writeback_dirty_folio")
-int BPF_PROG(nothing_dirtied, struct folio *folio)
+int BPF_PROG(dirtied_nothing, struct folio *folio)
 {
 	return 0;
 }
+
+#define CALLED(name)                                  \
+	SEC("tracepoint/syscalls/sys_" #name)         \
+	int called_##name(void *ctx)                  \
+	{                                             \
+		return 0;                             \
+	}
+
+CALLED(enter_io_submit)
+CALLED(exit_io_submit)
+CALLED(enter_io_getevents)
+CALLED(exit_io_getevents)
 
 char LICENSE[] SEC("license") = "GPL";

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmio_probe.kernel.libbpf import Libbpf
 from llmio_probe.kernel.program_info import program_runs
+from llmio_probe.kernel.tracepoints import attach_tracepoint, tracepoint_ids
 from tests.bench.load import Load
 from tests.live.harness import Disk, run
 
@@ -61,14 +62,21 @@ class Reference:
             opened = libbpf.pointer("bpf_object__open_file", os.fsencode(self.built), None)
             stack.callback(libbpf.bpf_object__close, opened)
             libbpf.number("bpf_object__load", opened)
-            programs = [
-                libbpf.number("bpf_program__fd", item)
+            programs = {
+                libbpf.number("bpf_program__fd", item): libbpf.bpf_program__section_name(item).decode()
                 for item in libbpf.each("bpf_object__next_program", opened)
                 if libbpf.bpf_program__name(item).decode().startswith(self.kind)
-            ]
-            for program in programs:
-                stack.callback(os.close, libbpf.number("bpf_raw_tracepoint_open", None, program))
-            yield programs
+            }
+            for program, section in programs.items():
+                stack.callback(os.close, _attach(libbpf, program, section))
+            yield list(programs)
+
+
+def _attach(libbpf: Libbpf, program: int, section: str) -> int:
+    kind, _, tracepoint = section.partition("/")
+    if kind == "tracepoint":
+        return attach_tracepoint(tracepoint_ids([tracepoint])[tracepoint], program)
+    return libbpf.number("bpf_raw_tracepoint_open", None, program)
 
 
 @contextmanager
