@@ -98,7 +98,7 @@ def rooms(config: DaemonConfig, source: FactSource, mounts: Mounts, devices: Dev
     """By worker slot, and no more than so many workers, files and series."""
     identity = Identity(
         source, builtin_rules(), time.monotonic, tick_ns=clock_tick_ns(),
-        per_process=False, limit=config.workers, grace=config.grace_seconds, ourselves=os.getpid(),
+        per_process=False, limit=config.workers, grace=config.grace_seconds,
     )  # fmt: skip
     files = Files(mounts, devices, limit=FILES)
     rules, read_header = _role_rules(config)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `llmio-probe roles` needs these rules, and neither psutil n
     from llmio_probe.identity.facts import ProcessFacts
 
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?$")
+_OURSELVES = re.compile(r"(?:python )?llmio-probe(?: |$)|python -m llmio_probe(?: |$)")
 _FRAMEWORK = re.compile(r"[a-z0-9][a-z0-9._-]*$")
 _RULE_KEYS = {"framework", "cmdline", "environ", "maps", "rank"}
 _RANK_KEYS = {"environ", "title"}
@@ -85,6 +86,11 @@ def identify(rules: Sequence[Rule], facts: ProcessFacts, maps: Callable[[], froz
         if found:
             return Identification(rule.framework, _rank(rule, facts))
     return Identification(None, None)
+
+
+def is_ourselves(cmdline: Sequence[str]) -> bool:
+    """The daemon, a session or another of our commands: what these do to disks is ours, and no Python's."""
+    return _OURSELVES.match(program_of(cmdline)) is not None
 
 
 def worker_name(framework: str, rank: str | None) -> str:

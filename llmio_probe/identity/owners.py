@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llmio_probe.identity.containers import container_of, shows_v1_roots
 from llmio_probe.identity.facts import FactSource, ProcessFacts, ProcessId, ns_to_ticks
-from llmio_probe.identity.frameworks import Identification, Rule, identify, is_python, worker_name
+from llmio_probe.identity.frameworks import Identification, Rule, identify, is_ourselves, is_python, worker_name
 from llmio_probe.identity.workers import Slot, SlotKey, Slots, kernel_name, plain_name
 from llmio_probe.kernel.records import Op, OwnerKind, Path, ProcessFlag, Records, RequestFlag
 
@@ -27,8 +27,8 @@ UNKNOWN = 0
 OTHER = 1
 """The owner index of all workers that have no series of their own."""
 
-OURSELVES = "llmio-probe"
-"""The worker that the daemon itself is."""
+OURSELVES = SlotKey("llmio-probe", None, None, None)
+"""The one worker of the daemon and of all sessions beside it, wherever they run."""
 
 _LONGEST_WAIT = 60.0
 _LONGEST_WAIT_IN_SESSION = 2.0
@@ -172,9 +172,7 @@ class Identity:
         per_process: bool,
         limit: int | None,
         grace: float = 300.0,
-        ourselves: int | None = None,
     ) -> None:
-        """ourselves: our own pid, where our I/O is to be told as ours and not as some Python's."""
         self._source = source
         self._rules = rules
         self._clock = clock
@@ -182,7 +180,6 @@ class Identity:
         self._per_process = per_process
         self._limit = limit
         self._grace = grace
-        self._ourselves = ourselves
         self._slots = Slots()
         self._known: dict[tuple[int, int], _Known] = {}
         self._late: dict[tuple[int, int], int] = {}  # owners of the newest that were forgotten, as long as these live
@@ -315,7 +312,8 @@ class Identity:
             # Named by its id, each such process would take a series of its own.
             self._fold(known, SlotKey("", None, None, None))
         else:
-            self._place(known, SlotKey(name or f"pid{tgid}", None, None, known.cgroup))
+            ours = name == OURSELVES.base
+            self._place(known, OURSELVES if ours else SlotKey(name or f"pid{tgid}", None, None, known.cgroup))
         return known
 
     def _apply(self, known: _Known, facts: ProcessFacts) -> None:
@@ -326,10 +324,12 @@ class Identity:
         process.command = " ".join(facts.cmdline) or facts.comm
         process.framework, process.rank = who.framework, who.rank
         self._set_cgroup(known, process, facts.cgroup)
-        if known.tgid == self._ourselves:
-            base: str | None = OURSELVES
-        elif who.framework is not None:
-            base = worker_name(who.framework, who.rank)
+        if is_ourselves(facts.cmdline):
+            known.next_look = None
+            self._place(known, OURSELVES)
+            return
+        if who.framework is not None:
+            base: str | None = worker_name(who.framework, who.rank)
         else:
             base = plain_name(facts.cmdline[0] if facts.cmdline else "", facts.comm)
         self._place(known, SlotKey(base or f"pid{known.tgid}", who.framework, who.rank, facts.cgroup))
@@ -424,7 +424,7 @@ class Identity:
         slot = self._slots.join(key, self._is_vacant)
         if slot is None:
             # Ourselves there is always room for: what we cost must not depend on how many others there are.
-            if not self._has_room(key) and known.tgid != self._ourselves:
+            if not self._has_room(key) and key != OURSELVES:
                 self._fold(known, key)
                 return
             slot = self._slots.open(key)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.live.daemons import Daemon, configuration, running_daemon, running_prometheus
-from tests.live.harness import HANG, PROBE, Disk, fio, fio_totals, watch
+from tests.live.harness import HANG, PROBE, Disk, Live, fio, fio_totals, watch
+from tests.live.system import Volume
 
 REQUESTS = 20011
 
@@ -166,6 +167,36 @@ def test_a_session_beside_the_daemon_sees_the_same(
     watched = watch(job, "--device", loop_disk.device)
     assert watched.total("requests") + watched.report["accounting"]["in_flight"] == REQUESTS
     running.eventually("llmio_requests_total", REQUESTS, 1, device=loop_disk.device, worker="fio")
+
+
+def test_what_the_daemon_and_sessions_write_is_ours_for_each_other(
+    live: Callable[..., Live], ext4_volume: Volume, open_folder: Path
+) -> None:
+    """The daemon its log, one session its live lines; another session and the daemon see both, and as no worker."""
+    log, lines = (ext4_volume.folder / name for name in ("log", "lines"))
+    witness = live("--all", "--device", ext4_volume.disk.device)
+    with running_daemon(open_folder, log=log) as running:
+        with lines.open("w") as stream:
+            session = subprocess.Popen([*PROBE, "--all", "--interval", "0.1"], stdout=stream, stderr=stream)
+        try:
+            for _ in range(3):
+                before = lines.stat().st_size
+                while lines.stat().st_size == before and session.poll() is None:
+                    time.sleep(0.05)
+                running.reload()
+                ext4_volume.settle()
+        finally:
+            session.terminate()
+            session.wait(HANG)
+        ext4_volume.settle()
+        written = [
+            stream for stream in witness.interrupt()["streams"] if stream["op"] == "write" and stream["pid"] is not None
+        ]
+        assert {(stream["worker"], stream["pid"]) for stream in written} == {
+            ("llmio-probe", running.process.pid), ("llmio-probe", session.pid),
+        }  # fmt: skip
+        here = {"device": ext4_volume.disk.device, "op": "write", "worker": "llmio-probe"}
+        running.eventually("llmio_bytes_total", sum(stream["bytes"] for stream in written), **here)
 
 
 def test_a_real_prometheus_scrapes_it(daemon: Callable[..., Daemon], loop_disk: Disk, tmp_path: Path) -> None:

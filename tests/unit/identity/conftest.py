@@ -107,10 +107,8 @@ MakeIdentity = Callable[..., Identity]
 
 @pytest.fixture
 def make_identity(host: Host, rules: tuple[Rule, ...]) -> MakeIdentity:
-    def make(*, per_process: bool = False, limit: int | None = 24, grace: float = 300.0, **more: Any) -> Identity:
-        return Identity(
-            host, rules, host.clock, tick_ns=TICK_NS, per_process=per_process, limit=limit, grace=grace, **more
-        )
+    def make(*, per_process: bool = False, limit: int | None = 24, grace: float = 300.0) -> Identity:
+        return Identity(host, rules, host.clock, tick_ns=TICK_NS, per_process=per_process, limit=limit, grace=grace)
 
     return make
 

@@ -864,19 +864,40 @@ def test_each_record_finds_its_process_while_many_come_and_go_and_take_over_thei
 # What a running daemon changes
 
 
-def test_the_daemon_is_told_by_its_own_name(host: Host, make_identity: MakeIdentity) -> None:
-    identity = make_identity(ourselves=7)
-    host.run(7, "/usr/bin/python3", "-I", "/usr/bin/llmio-probe", "daemon", "--config", "x")
-    host.run(8, "/usr/bin/python3", "train.py")
-    owners = identity.resolve(requests(7, 8))
-    assert [identity.owners[owner].worker for owner in owners.tolist()] == ["llmio-probe", "python3"]
+def run_ourselves(host: Host) -> None:
+    """7: the daemon, as systemd starts it. 8, 9: sessions beside it, in other cgroups. 10, 11: they only mention us."""
+    host.run(7, "/usr/bin/python3", "-I", "/usr/bin/llmio-probe", "daemon", "--config", "x", cgroup="0::/system.slice")
+    host.run(8, "python3.11", "-m", "llmio_probe", "--all", cgroup="0::/user.slice")
+    host.run(9, "/opt/bin/llmio-probe", "--pid", "3", comm="llmio-probe")
+    host.run(10, "/usr/bin/python3", "train.py", "llmio-probe")
+    host.run(11, "vim", "/etc/llmio-probe")
 
 
-def test_there_is_room_for_the_daemon_itself_however_many_others_there_are(
+@pytest.mark.parametrize("per_process", [True, False])
+def test_the_daemon_and_sessions_are_told_by_our_own_name(
+    host: Host, make_identity: MakeIdentity, per_process: bool
+) -> None:
+    identity = make_identity(per_process=per_process)
+    run_ourselves(host)
+    owners = identity.resolve(requests(7, 8, 9, 10, 11)).tolist()
+    workers = [identity.owners[owner].worker for owner in owners]
+    assert workers == ["llmio-probe", "llmio-probe", "llmio-probe", "python3", "vim"]
+    assert len(set(owners[:3])) == (3 if per_process else 1)
+
+
+def test_one_of_ours_that_ended_before_anybody_looked_is_told_by_its_comm(
     host: Host, make_identity: MakeIdentity
 ) -> None:
-    identity = make_identity(limit=1, ourselves=7)
-    for pid, name in ((5, "a"), (6, "b"), (7, "python3")):
+    identity = make_identity()
+    run_ourselves(host)
+    identity.observe(announced(12, "llmio-probe"))
+    owners = identity.resolve(requests(7, 12)).tolist()
+    assert [identity.owners[owner].worker for owner in owners] == ["llmio-probe", "llmio-probe"]
+
+
+def test_there_is_room_for_ourselves_however_many_others_there_are(host: Host, make_identity: MakeIdentity) -> None:
+    identity = make_identity(limit=1)
+    for pid, name in ((5, "a"), (6, "b"), (7, "llmio-probe")):
         host.run(pid, f"/bin/{name}")
     owners = identity.resolve(requests(5, 6, 7)).tolist()
     assert [identity.owners[owner].worker for owner in owners] == ["a", "other", "llmio-probe"]
