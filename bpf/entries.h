@@ -99,7 +99,7 @@ SUBPROGRAM int expire(struct request_entry *entry)
 		return 0;
 	counts = counts_of(entry->slot);
 	if (counts)
-		counts->expired++;
+		count(&counts->expired);
 	if (!entry->issues)
 		return 0;
 	entry->bytes = entry->issued_bytes;

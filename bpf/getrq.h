@@ -51,7 +51,7 @@ static __always_inline int get_request(struct bio *bio)
 	}
 	if (counts) {
 		counts->started++;
-		counts->expired += expired;
+		add(&counts->expired, expired);
 	}
 	return 0;
 }

@@ -168,11 +168,11 @@ static __always_inline void finish(struct request_entry *entry, struct request *
 
 	if (counts) {
 		if (entry->in_flight == STARTED) {
-			counts->finished++;
+			count(&counts->finished);
 		} else {
-			counts->unowned++;
+			count(&counts->unowned);
 			if (entry->made_ns && entry->made_ns < control.started_ns)
-				counts->unowned_at_attach++;
+				count(&counts->unowned_at_attach);
 		}
 	}
 	emit(entry, bpf_ktime_get_ns(), READ(rq, __sector), READ(rq, mq_hctx, queue_num));

@@ -12,6 +12,15 @@ static __always_inline void add(__u64 *total, __u64 amount)
 	__sync_fetch_and_add(total, amount);
 }
 
+/* One more of what is counted by CPU: atomic only where a program may run on top of another one that counts the same. */
+static __always_inline void count(__u64 *total)
+{
+	if (NESTING)
+		add(total, 1);
+	else
+		(*total)++;
+}
+
 /* The index of a value's bucket. The number of bits of value - 1 is n for (2^(n-1), 2^n]. */
 static __always_inline __u64 bucket_of(__u64 value, __u32 first, __u32 last)
 {

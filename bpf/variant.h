@@ -63,6 +63,8 @@ typedef struct {
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
 #define PREEMPTIBLE bpf_core_type_exists(class_srcu_fast_notrace_t)
+/* An interrupt's completion may come on top of a polled one: of two programs neither keeps the other from running. */
+#define NESTING PREEMPTIBLE
 
 static __always_inline void hold_cpu(void)
 {
@@ -116,6 +118,7 @@ extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __ksym __weak;
 #if !defined(LLMIO_PLAIN)
 
 #define PREEMPTIBLE false
+#define NESTING true /* before 6.1 (05b24ff9b2cf) raw tracepoints have no guard */
 #define WORD(type, pointer, member) ((unsigned long)READ((struct type *)(pointer), member))
 
 #endif

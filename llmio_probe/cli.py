@@ -37,6 +37,7 @@ Run = Callable[[argparse.Namespace, "list[str] | None"], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):  # names of workers may hold what the locale's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
@@ -58,12 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _silence(sys.stdout)
             # COMMAND's own status must not be mistaken for ours.
             return 125 if command is not None and error.exit_code == 1 else error.exit_code
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk under standard output, or a limit of the host that no room knows
+            _silence(sys.stdout)
+            print(f"llmio-probe: {escape(error.filename or 'it')} failed: {error.strerror}", file=sys.stderr)
+            return 1 if command is None else 125
     except BrokenPipeError:
         # Whoever read us has gone: nothing more to say, nor for the interpreter's own flush at exit.
         _silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _open_closed_streams() -> None:
+    """Who closed them wants no words; Python has None for them, and the next file opened would take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for life
 
 
 def _silence(stream: TextIO) -> None:
@@ -238,7 +252,8 @@ def _session(arguments: argparse.Namespace, command: list[str] | None) -> int:
         if arguments.interval is not None or (command is None and not arguments.json):
             # With COMMAND standard output is the command's, with --json it is the document's.
             mixed = command is not None or (arguments.json and arguments.output is None)
-            live = Live(sys.stderr if mixed else sys.stdout, arguments.interval or 1.0)
+            alone = command is None and not mixed and arguments.output is None
+            live = Live(sys.stderr if mixed else sys.stdout, arguments.interval or 1.0, alone)
         # A document on our standard output must not be mixed with what COMMAND writes there.
         stdout = sys.stderr.fileno() if arguments.json and arguments.output is None else None
         options = SessionOptions(

@@ -35,6 +35,7 @@ from llmio_probe.identity.pidns import require_host_pids
 from llmio_probe.identity.role_rules import Rule, builtin_role_rules
 from llmio_probe.identity.roles import ReadHeader, RoleBook
 from llmio_probe.kernel.probe import EndCost, Probe
+from llmio_probe.kernel.tables import TableError
 from llmio_probe.options import probe_options
 from llmio_probe.outputs.metrics import OTHER_SERIES
 from llmio_probe.outputs.prometheus import Snapshot, exposition
@@ -86,6 +87,8 @@ def _serve(config_path: str) -> None:
     rights.require_loading()
     require_host_pids()
     user = rights.account(config.user) if os.geteuid() == 0 else None
+    if user is not None:
+        rights.require_change(user)
     with (
         only_daemon(),
         Events((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as events,
@@ -177,7 +180,7 @@ class Exporter:
         try:
             self._probe.shortages()
             kept = rights.FOR_LIFE
-        except PermissionError:  # before 5.19
+        except TableError:  # before 5.19
             kept = rights.FOR_LIFE | {Capability.BPF}
         rights.hold(kept)
         rights.seal()

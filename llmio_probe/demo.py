@@ -71,7 +71,7 @@ def run(directory: str, weights_bytes: int, seconds: float, *, as_json: bool) ->
         write_file(os.path.join(folder, WEIGHTS), weights_bytes)
         write_file(os.path.join(folder, KV_CACHE), kv_bytes)
         command = fio_command(folder, kv_bytes, seconds)
-        live = None if as_json else Live(sys.stdout, INTERVAL_SECONDS)
+        live = None if as_json else Live(sys.stdout, INTERVAL_SECONDS, alone=False)
         with _no_orphan(folder):
             outcome = Session(SessionOptions(command=command), live).run(lambda summary: None)
         if outcome.status not in (0, FIO_INTERRUPTED):

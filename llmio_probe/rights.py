@@ -18,6 +18,10 @@ from llmio_probe.errors import ProbeError
 class Capability(IntEnum):
     """As linux/capability.h numbers them; those that are of use, and what for."""
 
+    SETGID = 6
+    """At the start: to become another user."""
+    SETUID = 7
+    """At the start: to become another user."""
     SETPCAP = 8
     """At the start: to take the others out of what a program could be given that is started from here."""
     SYS_PTRACE = 19
@@ -34,6 +38,7 @@ class Capability(IntEnum):
 
 LOADING = frozenset({Capability.BPF, Capability.PERFMON})
 """Without these there is nothing; SYS_ADMIN includes them."""
+CHANGING = frozenset({Capability.SETUID, Capability.SETGID})
 FOR_LIFE = frozenset({Capability.SYS_PTRACE})
 
 ACCOUNT = "llmio-probe"
@@ -86,12 +91,23 @@ def account(name: str | None) -> pwd.struct_passwd:
     )
 
 
+def require_change(user: pwd.struct_passwd) -> None:
+    """ProbeError unless we may become that user. A container's root may lack what that takes."""
+    if user.pw_uid != os.geteuid() and (lacking := CHANGING - effective()):
+        raise ProbeError(
+            f"becoming {user.pw_name} takes {names(lacking)}: give the container these, or set user: root in the "
+            "configuration"
+        )
+
+
 def become(user: pwd.struct_passwd) -> None:
     """From root to a user for good, as yet with the capabilities. No program started from here can have more again."""
     if Capability.SETPCAP in effective():
         for number in range(64):
             if _prctl(_PR_CAPBSET_READ, number, check=False) == 1:
                 _prctl(_PR_CAPBSET_DROP, number)
+    if user.pw_uid == os.geteuid():
+        return
     held = _get()
     _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])

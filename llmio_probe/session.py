@@ -55,10 +55,11 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Live:
-    """Where the rolling lines go, and how often."""
+    """Where the rolling lines go, and how often. alone: so does all else, so that it is over when nobody reads them."""
 
     stream: TextIO
     interval: float
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,11 @@ class Session:
             end, self._failure = "partial", error  # what was counted so far is still worth its summary
         duration = time.monotonic() - clock
         probe.stop()
-        while self._failure is None and pipeline.run():
-            pass
+        try:
+            while self._failure is None and pipeline.run():
+                pass
+        except ProbeError as error:
+            end, self._failure = "partial", error
         for shortage in probe.shortages():
             print(f"llmio-probe: {shortage}", file=sys.stderr)
         facts = document.SessionFacts(
@@ -244,10 +248,10 @@ class Session:
             if view is not None and now >= shown + interval:
                 try:
                     view.update(now - clock, now - shown, self._series.streams(), in_session)
-                except BrokenPipeError:
-                    if command is None:
+                except OSError as error:
+                    if live is not None and live.alone and isinstance(error, BrokenPipeError):
                         raise
-                    view, interval = None, math.inf  # nobody looks any more, but COMMAND goes on
+                    view, interval = None, math.inf  # the lines are lost, the summary is not
                 shown = now
             if now >= next_sweep:
                 self._identity.expire()

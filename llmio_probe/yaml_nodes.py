@@ -66,7 +66,8 @@ def scalar(node: yaml.Node) -> Any:
         return None
     try:
         return yaml.constructor.SafeConstructor().construct_document(node)
-    except (yaml.YAMLError, ValueError):  # a foreign tag; 2026-13-01, which YAML takes for a date
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError):
+        # A foreign tag; 2026-13-01, which YAML takes for a date; an explicit tag that does not fit, !!int "".
         return None
 
 

@@ -20,7 +20,7 @@ class CallTable:
         self._ended = False
 
     def read(self) -> Records:
-        """CALL rows; where nobody made a call, the table is not asked. OSError when the kernel refuses."""
+        """CALL rows; where nobody made a call, the table is not asked. TableError when the kernel refuses."""
         if not self._called.lower() and not self._ended:
             return np.empty(0, CALL)
         self._ended = False

@@ -177,21 +177,29 @@ def make_rings(libbpf: Libbpf, cpus: int, stack: ExitStack) -> list[LoadedMap]:
     return made
 
 
+FILLED_AT_ONCE = 16
+
+
 def fill_rings(libbpf: Libbpf, outer: int, rings: Sequence[LoadedMap]) -> None:
     """Put the rings into the map, given by its descriptor, that holds them. OSError when the kernel refuses.
 
-    All at once: after each change of such a map the kernel waits until no program can see what was there before, for
-    about 10 ms, and those who wait at the same time wait for the same moment.
+    Some at once: after each change of such a map the kernel waits until no program can see what was there before, for
+    about 10 ms, and those who wait at the same time wait for the same moment. Not all: the service may have 64 threads.
     """
 
     def put(index: int) -> None:
         key, value = ctypes.c_uint32(index), ctypes.c_uint32(rings[index].fd)
         libbpf.number("bpf_map_update_elem", outer, ctypes.byref(key), ctypes.byref(value), 0)
 
-    with ThreadPoolExecutor(len(rings)) as pool:
+    with ThreadPoolExecutor(min(len(rings), FILLED_AT_ONCE)) as pool:
         list(pool.map(put, range(len(rings))))
 
 
+LRU_MAPS = {"bios": 8192, "seen": 8192, "writers": 16384, "files": 16384}  # bpf/maps.h
+LRU_A_CPU = 256
+"""Entries: each CPU may hold 128 free ones of such a map, and one that gets none, before d4adf1c9ee77 (2025), takes its
+own newest entry instead, long before the map is full.
+"""
 OVERFLOW_LEAST = 4096  # bpf/maps.h
 OVERFLOW_A_RING = 256
 """Combinations of owner, file, op and so on for which there is room, where each is seen on every CPU."""
@@ -201,6 +209,7 @@ def map_sizes(options: ProbeOptions, plain: bool, starts_with_bio: bool, cpus: i
     """Entries of the maps whose size depends on the host or on what is asked for."""
     overflow = max(OVERFLOW_LEAST, OVERFLOW_A_RING * ring_count(cpus))
     return {
+        **{name: max(least, LRU_A_CPU * cpus) for name, least in LRU_MAPS.items()},
         "overflow": overflow,
         "call_totals": overflow,
         **({} if options.follow else {"followed": 1}),

@@ -21,7 +21,7 @@ class Overflow:
         self._lost: dict[int, NDArray[np.uint64]] = {}
 
     def read(self) -> Records:
-        """OVERFLOW rows; where nothing overflowed, no table is asked. OSError when the kernel refuses."""
+        """OVERFLOW rows; where nothing overflowed, no table is asked. TableError when the kernel refuses."""
         if not self._overflowed.lower():
             return np.empty(0, OVERFLOW)
         return np.concatenate([self._requests.read(), self._unattributed()])

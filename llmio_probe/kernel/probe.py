@@ -47,7 +47,7 @@ from llmio_probe.kernel.records import (
 from llmio_probe.kernel.ring import BytesRing, Ring, RingMemory, Rings, map_ring
 from llmio_probe.kernel.slots import SlotRings, map_array
 from llmio_probe.kernel.state import DeviceCounts, Losses, ProbeState
-from llmio_probe.kernel.tables import Table
+from llmio_probe.kernel.tables import Table, TableError
 from llmio_probe.kernel.tracepoints import attach_tracepoint, tracepoint_ids
 from llmio_probe.kernel.variants import AGAIN, missed_by_all
 
@@ -241,7 +241,7 @@ class Probe:
     def read(self) -> Batch:
         """Everything that is complete in the rings, what was added up because one was full, and what was asked for.
 
-        ProbeError where a table may not be read.
+        TableError where a table may not be read.
 
         Requests come before processes and files: those are introduced before their first request finishes, so whoever
         is in ``requests`` is also in this or an earlier ``processes``. In the order of the rings, each about in the
@@ -249,12 +249,7 @@ class Probe:
         """
         requests = self._request_rings.read()
         self._control["woken"] = 0
-        try:
-            overflow, calls = self._overflow.read(), self._calls.read()
-        except OSError as error:
-            raise ProbeError(
-                f"the programs' tables cannot be read ({error.strerror}): before Linux 5.19 give CAP_BPF"
-            ) from None
+        overflow, calls = self._overflow.read(), self._calls.read()
         processes = self._processes_ring.drain()
         files = [file_sight(record) for record in self._files_ring.drain()]
         return Batch(requests, calls, processes, files, overflow)
@@ -267,10 +262,8 @@ class Probe:
         """The process and all its descendants from now on belong to the session."""
         try:
             self._followed.put(np.array((start_ticks, pid), PROCESS_KEY), 1)
-        except OSError as error:
-            raise ProbeError(
-                f"process {pid} cannot be followed ({error.strerror}): there are too many, use --all"
-            ) from None
+        except TableError as error:
+            raise ProbeError(f"process {pid} cannot be followed ({error.why}): there are too many, use --all") from None
         # Introduced before? Then again, now as one that is followed.
         for key in self._seen.keys():  # noqa: SIM118 - a table, no dict
             if key["tgid"] == pid:

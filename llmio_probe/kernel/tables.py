@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,15 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmio_probe.errors import ProbeError
 from llmio_probe.kernel.libbpf import Libbpf
 
 _ANY = 0  # BPF_ANY
 _BATCH = 4096
 
 
+class TableError(ProbeError):
+    """The kernel refused. why: in its words."""
+
+    def __init__(self, error: OSError) -> None:
+        helps = ": before Linux 5.19 give CAP_BPF" if error.errno == errno.EPERM else ""
+        super().__init__(f"the programs' tables cannot be used ({error.strerror}){helps}")
+        self.why = error.strerror
+
+
 @dataclass(frozen=True)
 class Table:
-    """One map. key and value: dtypes of one key and one value (of one CPU)."""
+    """One map. key and value: dtypes of one key and one value (of one CPU). All may raise TableError."""
 
     libbpf: Libbpf
     fd: int
@@ -33,20 +44,20 @@ class Table:
         raw_key = np.asarray(key, self.key)
         values = np.zeros(self.cpus, self._padded_value)
         try:
-            self.libbpf.number("bpf_map_lookup_elem", self.fd, raw_key.ctypes.data, values.ctypes.data)
+            self._call("bpf_map_lookup_elem", raw_key.ctypes.data, values.ctypes.data)
         except FileNotFoundError:
             return None
         return self._values(values)
 
     def put(self, key: NDArray[Any] | int, value: NDArray[Any] | int) -> None:
         raw_key, raw_value = np.asarray(key, self.key), np.asarray(value, self.value)
-        self.libbpf.number("bpf_map_update_elem", self.fd, raw_key.ctypes.data, raw_value.ctypes.data, _ANY)
+        self._call("bpf_map_update_elem", raw_key.ctypes.data, raw_value.ctypes.data, _ANY)
 
     def remove(self, key: NDArray[Any]) -> None:
         """Remove a key if it is there."""
         raw_key = np.asarray(key, self.key)
         with suppress(FileNotFoundError):
-            self.libbpf.number("bpf_map_delete_elem", self.fd, raw_key.ctypes.data)
+            self._call("bpf_map_delete_elem", raw_key.ctypes.data)
 
     def keys(self) -> NDArray[Any]:
         """All keys, shape (n,), as of items: from one key to the next, a walk begins anew when that one is deleted."""
@@ -67,8 +78,8 @@ class Table:
         while True:
             count = ctypes.c_uint32(_BATCH)
             try:
-                self.libbpf.number(
-                    "bpf_map_lookup_batch", self.fd, position, token.ctypes.data, batch_keys.ctypes.data,
+                self._call(
+                    "bpf_map_lookup_batch", position, token.ctypes.data, batch_keys.ctypes.data,
                     batch_values.ctypes.data, ctypes.addressof(count), None,
                 )  # fmt: skip
                 last = False
@@ -78,6 +89,15 @@ class Table:
             if last:
                 return
             position = token.ctypes.data
+
+    def _call(self, function: str, *arguments: object) -> None:
+        """FileNotFoundError when there is no such key."""
+        try:
+            self.libbpf.number(function, self.fd, *arguments)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise TableError(error) from None
 
     @property
     def _padded_value(self) -> np.dtype[Any]:

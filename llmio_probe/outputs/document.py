@@ -227,9 +227,12 @@ def _devices(
 ) -> list[Document]:
     session: dict[int, int] = {}
     others: dict[int, dict[int, int]] = {}
+    device_seconds: dict[int, float] = {}
     for row in streams:
         if row.requests or row.bytes:
             moved = data_bytes(row)
+            at_device = row.latency_seconds["device"]
+            device_seconds[row.device] = device_seconds.get(row.device, 0) + (at_device.sum if at_device else 0)
             by_owner = others.setdefault(row.device, {})
             if own(row):
                 session[row.device] = session.get(row.device, 0) + moved
@@ -244,6 +247,7 @@ def _devices(
             "neighbours": _neighbours(by_owner, owners),
             "busy_seconds": _seconds(busy_seconds[device]) if device in busy_seconds else None,
             "in_flight_seconds": _seconds(in_flight_seconds.get(device, 0.0)),
+            "device_seconds": _seconds(device_seconds[device]),
         }
         for device, by_owner in others.items()
     ]

@@ -170,14 +170,14 @@ def _devices(document: Document) -> str:
             (bytes_text(device[name]), rate_text(device[name], duration)) for name in ("session_bytes", "others_bytes")
         )
         busy = device["busy_seconds"]
-        depth = f"{device['in_flight_seconds'] / busy:.1f}" if busy else UNKNOWN
+        depth = f"{device['device_seconds'] / busy:.1f}" if busy else UNKNOWN
         layer = " (upper)" if device["layer"] == "upper" else ""
         rows.append([device["device"] + layer, *session, *others, share_text(busy, duration), depth])
     if len(rows) == 1:
         return ""
     if alone:
         rows = [row[:3] + row[5:] for row in rows]
-    notes = "\n(rates over the whole time; depth: requests in flight while it was busy)"
+    notes = "\n(rates over the whole time; depth: requests that it had while it was busy)"
     if any(device["layer"] == "upper" for device in document["devices"]):
         notes += "\n(upper: a layer on disks; the same bytes come again on the disk below)"
     return _table(rows) + notes

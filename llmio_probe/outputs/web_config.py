@@ -178,7 +178,7 @@ def _load(name: str, what: str, load: Callable[[], None]) -> None:
     try:
         load()
     except ssl.SSLError as error:
-        raise ProbeError(f"{name}: the {what} cannot be used: {error.reason or error}".lower()) from None
+        raise ProbeError(f"{name}: the {what} cannot be used: {str(error.reason or error).lower()}") from None
     except OSError as error:
         raise ProbeError(
             f"{name}: the {what} cannot be read: {(error.strerror or str(error)).lower()}; "

@@ -15,15 +15,20 @@ from llmio_probe.text import escape
 
 
 class Writer:
-    """A context manager. The file is opened before the session begins, so that a wrong path costs no measurement."""
+    """A context manager. The file is opened before the session begins, so that a wrong path costs no measurement; what
+    it held is only replaced by a summary.
+    """
 
     def __init__(self, path: str | None, *, as_json: bool) -> None:
         self._as_json = as_json
         self._path = path
         self._stream: TextIO = sys.stdout
+        self._is_file = False
 
     def write(self, report: document.Document) -> None:
         try:
+            if self._is_file:
+                self._stream.truncate(0)
             if self._as_json:
                 document.dump(report, self._stream)
             else:
@@ -39,8 +44,9 @@ class Writer:
         if self._path is not None:
             try:
                 # Command lines and paths of others are in it: for its owner only, also when it was there before.
-                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                if stat.S_ISREG(os.fstat(fd).st_mode):  # not /dev/null, which is everybody's
+                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)  # not /dev/null, which is everybody's
+                if self._is_file:
                     os.fchmod(fd, 0o600)
             except OSError as error:
                 raise ProbeError(f"{escape(self._path)} cannot be written: {error.strerror}") from None

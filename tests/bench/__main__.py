@@ -49,10 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="once and short: does it still run?")
     parser.add_argument("--only", choices=[one.__name__ for one in MEASURES], help="this measure alone")
-    parser.add_argument("--pairs", type=int, help=f"of throughput with and without a tool; {FULL.pairs}, if not said")
+    parser.add_argument(
+        "--pairs", type=int, choices=range(1, 1001), metavar="N", help=f"compare so often, not {FULL.pairs} times"
+    )
     asked = parser.parse_args()
     effort = QUICK if asked.quick else FULL
-    if asked.pairs:
+    if asked.pairs is not None:
         effort = replace(effort, pairs=asked.pairs)
     measures = [one for one in MEASURES if asked.only in (None, one.__name__)]
     begin, load = time.monotonic(), psutil.getloadavg()[0]
@@ -60,8 +62,9 @@ def main() -> None:
     with setting(effort) as where:
         table, rows = measure(where, measures)
         described = machine(where, load)
-    print(f"\nMeasured on {described}, in {time.monotonic() - begin:.0f} s.")
-    if effort == FULL and not asked.only:
+    described += f", in {time.monotonic() - begin:.0f} s"
+    print(f"\nMeasured on {described}.")
+    if not (asked.quick or asked.only or asked.pairs):
         put(ROOT / "docs" / "bench.md", BEGIN, f"Measured on {described}.\n\n{table.text(rows)}")
         quoted = table.text(row for row in rows if row.quoted)
         put(ROOT / "README.md", BEGIN, f"Measured on {described}:\n\n{quoted}")

@@ -21,8 +21,12 @@ class Figure:
 
     def __str__(self) -> str:
         """Median (lowest-highest)."""
-        text, low, high = (self.form.format(value) for value in (self.median, min(self.values), max(self.values)))
+        text, low, high = map(self._text, (self.median, min(self.values), max(self.values)))
         return text if low == high else f"{text} ({low}-{high})"
+
+    def _text(self, value: float) -> str:
+        text = self.form.format(value)
+        return text.removeprefix("-") if text.strip("-0.") == "" else text  # no -0
 
 
 @dataclass(frozen=True)

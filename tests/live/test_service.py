@@ -136,7 +136,10 @@ def test_killed_under_load_it_leaves_nothing_and_the_load_goes_on(
 
 def bpf_maps() -> set[int]:
     """Those of tracing programs that others may start meanwhile are not looked at: nobody else has these names."""
-    names = ("requests_ring", "calls_ring", "processes_ring", "files_ring", "displaced_reque", "device_counts")
+    names = (
+        "requests", "request_slots", "requests_rings", "ring_positions", "displaced_reque", "overflow", "call_totals",
+        "call_states", "calls", "processes_ring", "files_ring", "device_counts",
+    )  # fmt: skip
     return {entry["id"] for entry in json.loads(run("bpftool", "-j", "map", "show")) if entry.get("name") in names}
 
 

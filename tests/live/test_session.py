@@ -177,6 +177,28 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert errors.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("where", ["closed", "/dev/full"])
+def test_live_lines_that_nobody_gets_cost_no_summary(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "summary.json"
+    words = ["--all", "--json", "--output", str(path), "--interval", "0.1", "--duration", "1"]
+    stdout = subprocess.PIPE if where == "closed" else open(where, "w")  # noqa: SIM115
+    with subprocess.Popen([*PROBE, *words], stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+        if process.stdout is not None:
+            process.stdout.close()
+        assert process.stderr
+        errors = process.stderr.read()
+        assert process.wait(HANG) == 0, errors
+    assert errors.count("\n") == 1
+    assert check(json.loads(path.read_text()))["end"] == "completed"
+
+
+def test_live_lines_that_nobody_gets_do_not_hide_the_commands_status() -> None:
+    with open("/dev/full", "w") as full:
+        words = ["--interval", "0.1", "--", "sh", "-c", "sleep 0.5; exit 7"]
+        done = subprocess.run([*PROBE, *words], stdout=subprocess.DEVNULL, stderr=full, timeout=HANG, check=False)
+    assert done.returncode == 7
+
+
 def test_a_closed_pipe_does_not_hide_the_commands_status() -> None:
     with subprocess.Popen(
         [*PROBE, "--", "sh", "-c", "exit 5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

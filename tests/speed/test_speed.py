@@ -25,14 +25,13 @@ from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.facts import ProcessFacts, ProcessId
 from llmio_probe.identity.mounts import Mounts
 from llmio_probe.identity.owners import Owner, Process
-from llmio_probe.kernel.atomics import Atomics
-from llmio_probe.kernel.records import REQUEST, REQUEST_SLOT, RING_POSITION, Batch, Engine, OwnerKind, Records
+from llmio_probe.kernel.records import REQUEST, Batch, Engine, OwnerKind, Records
 from llmio_probe.kernel.records import Path as IoPath
-from llmio_probe.kernel.slots import SlotRings
 from llmio_probe.kernel.state import Losses, ProbeState
 from llmio_probe.outputs.prometheus import ProbeCollector, Snapshot
 from llmio_probe.outputs.text_format import OPENMETRICS, PLAIN, encode
 from llmio_probe.pipeline import Pipeline
+from tests.full_ring import FullRing
 from tests.singly import add_requests
 
 COUNT = 43_690
@@ -77,20 +76,6 @@ class Workers:
 
     def exists(self, pid: int) -> bool:
         return True
-
-
-class FullRing:
-    """A ring that always holds the same records, read as the probe reads it."""
-
-    def __init__(self, records: Records) -> None:
-        self._slots, self._positions = np.zeros((1, 2 * COUNT), REQUEST_SLOT), np.zeros(1, RING_POSITION)
-        self._slots["record"][0, : len(records)] = records
-        self._slots["written"][0, : len(records)] = np.arange(1, len(records) + 1)
-        self._count = len(records)
-
-    def read(self) -> Batch:
-        self._positions["reserved"], self._positions["released"] = self._count, 0
-        return Batch(requests=SlotRings(self._slots, self._positions, Atomics()).read())
 
 
 class Recorded:

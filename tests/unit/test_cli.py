@@ -316,6 +316,26 @@ def test_a_full_disk_is_one_line_and_not_another_from_the_interpreters_end() -> 
     assert (done.returncode, done.stderr) == (1, message)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["roles", "/x"], 1), (["--json", "--", "true"], 125)], ids=["ours", "with a command"]
+)
+def test_a_disk_that_is_full_under_standard_output_is_one_line(arguments: list[str], status: int) -> None:
+    code = (
+        "import sys; from llmio_probe import cli; cli._session = lambda *a: print('x' * 9999) or 0;"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    with open("/dev/full", "w") as full:
+        done = python("-c", code, *arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (status, "llmio-probe: it failed: No space left on device\n")
+
+
+def test_standard_streams_that_are_closed_are_nobodys() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m llmio_probe roles /x <&- >&- 2>&-"], timeout=60, check=False
+    )
+    assert done.returncode == 0
+
+
 # roles
 
 

@@ -107,6 +107,13 @@ def test_a_time_out_of_range_is_refused(config: Config, value: str) -> None:
         config(f"grace_seconds: {value}")
 
 
+@pytest.mark.parametrize("value", ['!!int ""', '!!bool "x"', '!!timestamp "x"', "!!float {}", "!mine 5"])
+def test_a_tag_that_does_not_fit_its_value_is_refused(config: Config, value: str) -> None:
+    for key in ("workers", "calls", "grace_seconds"):
+        with pytest.raises(ProbeError, match=rf":1: {key} must be "):
+            config(f"{key}: {value}")
+
+
 def test_an_interval_of_zero_is_refused(config: Config) -> None:
     with pytest.raises(ProbeError, match=r"interval_seconds must be a number from 0\.1 to 60, not 0$"):
         config("interval_seconds: 0")

@@ -54,6 +54,26 @@ def test_root_becomes_somebody_else_with_what_it_keeps() -> None:
 
 
 @by_root
+def test_root_of_a_container_that_may_not_become_nobody_is_told_so() -> None:
+    *_, said = python(
+        "rights.hold([Capability.BPF])\n"
+        "try:\n    rights.require_change(rights.account('nobody'))\n"
+        "except rights.ProbeError as error:\n    tell(str(error))"
+    )
+    needs, helps = "becoming nobody takes CAP_SETGID and CAP_SETUID", "give the container these, or set user: root in"
+    assert said == f"{needs}: {helps} the configuration"
+
+
+@by_root
+def test_root_that_stays_root_needs_no_right_for_that() -> None:
+    uids, *_ = python(
+        "rights.hold([Capability.BPF])\nroot = rights.account('root')\n"
+        "rights.require_change(root)\nrights.become(root)\ntell()"
+    )
+    assert set(uids) == {"0"}
+
+
+@by_root
 def test_what_is_in_reserve_is_not_in_force_until_it_is_asked_for() -> None:
     ptrace, bpf = 1 << Capability.SYS_PTRACE, 1 << Capability.BPF
     *_, sets, _ = python("rights.hold([Capability.SYS_PTRACE], in_reserve=[Capability.BPF])\ntell()")

@@ -24,7 +24,7 @@ int main(int argc, char **argv)
 	struct io_event event;
 
 	read.aio_fildes = open("/proc/self/exe", O_RDONLY);
-	if (libaio && syscall(SYS_io_setup, 1, &context))
+	if (read.aio_fildes == (__u32)-1 || (libaio && syscall(SYS_io_setup, 1, &context)))
 		return 1;
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
 	for (left = rounds; left; left--) {

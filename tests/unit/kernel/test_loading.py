@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from llmio_probe.kernel import loaders
 from llmio_probe.kernel.loading import (
+    FILLED_AT_ONCE,
+    LRU_MAPS,
     RING_LEAST_BYTES,
     RINGS_BYTES,
     RINGS_MAX,
@@ -25,6 +28,7 @@ from llmio_probe.kernel.loading import (
 )
 from llmio_probe.kernel.records import REQUEST_SLOT
 
+ROOT = Path(__file__).parents[3]
 BLOCK = ("block_rq_issue", "raw_tp/block_rq_issue")
 FOLLOWING = [("sched_process_fork", "tp_btf/sched_process_fork"), ("sched_process_exit", "raw_tp/sched_process_exit")]
 VIEW = [
@@ -63,6 +67,25 @@ def test_what_reads_by_helpers_has_the_hash_and_no_array() -> None:
 def test_what_overflows_has_room_for_as_many_owners_on_every_host(cpus: int, entries: int) -> None:
     sizes = map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=cpus)
     assert (sizes["overflow"], sizes["call_totals"]) == (entries, entries)
+
+
+@pytest.mark.parametrize(("cpus", "least"), [(1, 8192), (32, 8192), (64, 16384), (200, 51200)])
+def test_maps_that_forget_have_more_room_than_what_all_cpus_hold_back(cpus: int, least: int) -> None:
+    sizes = map_sizes(ProbeOptions(1), plain=True, starts_with_bio=False, cpus=cpus)
+    assert {name: sizes[name] for name in LRU_MAPS} == {name: max(size, least) for name, size in LRU_MAPS.items()}
+
+
+def test_the_maps_that_forget_are_as_large_as_the_source_says() -> None:
+    source = (ROOT / "bpf" / "maps.h").read_text()
+    sizes = {name.lower(): int(size) for name, size in re.findall(r"#define (\w+)_MAX (\d+)", source)}
+    assert {name: sizes[name] for name in LRU_MAPS} == LRU_MAPS
+
+
+def test_filling_the_rings_takes_fewer_threads_than_the_service_may_have() -> None:
+    unit = (ROOT / "deploy" / "llmio-probe.service").read_text()
+    limit = re.search(r"^TasksMax=(\d+)$", unit, re.MULTILINE)
+    assert limit
+    assert int(limit[1]) // 2 > FILLED_AT_ONCE
 
 
 def test_nobody_is_followed_where_nobody_asked_for_it() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from llmio_probe.kernel import tables
 from llmio_probe.kernel.records import PROCESS_KEY
-from llmio_probe.kernel.tables import Table
+from llmio_probe.kernel.tables import Table, TableError
 
 U4 = np.dtype("u4")
+USED = "the programs' tables cannot be used"
 BUCKETS = 64
 
 
@@ -67,6 +68,28 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[range], tuple[HandMap, Ta
 
 
 Make = Callable[[range], tuple[HandMap, Table]]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            PermissionError(errno.EPERM, "No"),
+            f"{USED} (No): before Linux 5.19 give CAP_BPF",
+        ),
+        (OSError(errno.ENOMEM, "Full"), f"{USED} (Full)"),
+    ],
+)
+def test_what_the_kernel_refuses_is_one_sentence(make: Make, error: OSError, said: str) -> None:
+    hand, table = make(range(3))
+
+    def refuse(handed_out: list[int]) -> None:
+        raise error
+
+    hand.meanwhile = refuse
+    with pytest.raises(TableError) as found:
+        table.items()
+    assert (str(found.value), found.value.why) == (said, error.strerror)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20, 200])

@@ -206,6 +206,7 @@ def test_devices_say_what_the_session_and_what_others_moved(document: Any, strea
             ],
             "busy_seconds": 4.0,
             "in_flight_seconds": 10.0,
+            "device_seconds": 0.02188,  # of four streams
         }
     ]
 

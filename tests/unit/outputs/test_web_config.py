@@ -108,7 +108,7 @@ def test_a_certificate_is_looked_for_beside_the_file(load: Load, file: Path) -> 
         load("tls_server_config: {cert_file: cert.pem, key_file: key.pem}")
     for name in ("cert.pem", "key.pem"):
         (file.parent / name).write_text("no certificate")
-    with pytest.raises(ProbeError, match="the certificate and key cannot be used: "):
+    with pytest.raises(ProbeError, match=f"{re.escape(str(file))}: the certificate and key cannot be used: "):
         load("tls_server_config: {cert_file: cert.pem, key_file: key.pem}")
 
 

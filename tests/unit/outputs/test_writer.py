@@ -51,9 +51,17 @@ def test_a_file_that_was_there_is_overwritten_and_no_longer_for_everybody(tmp_pa
     path.chmod(0o644)
     with Writer(str(path), as_json=True) as writer:
         assert mode(path) == 0o600
-        assert path.stat().st_size == 0
         writer.write(report)
     assert json.loads(path.read_text()) == report
+
+
+def test_what_a_file_held_stays_when_there_is_no_summary(tmp_path: Path) -> None:
+    """The session could not begin: sudo was forgotten, the disk has another name."""
+    path = tmp_path / "summary.json"
+    path.write_text("of yesterday")
+    with pytest.raises(ProbeError), Writer(str(path), as_json=True):
+        raise ProbeError("there is no device sdz")
+    assert path.read_text() == "of yesterday"
 
 
 def test_a_file_that_is_no_regular_one_keeps_its_mode(tmp_path: Path, report: Document) -> None:

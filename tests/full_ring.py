@@ -1,0 +1,21 @@
+"""A ring that always holds the same records, read as the probe reads it: for whoever measures user space."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmio_probe.kernel.atomics import Atomics
+from llmio_probe.kernel.records import REQUEST_SLOT, RING_POSITION, Batch, Records
+from llmio_probe.kernel.slots import SlotRings
+
+
+class FullRing:
+    def __init__(self, records: Records) -> None:
+        self._count = len(records)
+        self._slots, self._positions = np.zeros((1, 2 * self._count), REQUEST_SLOT), np.zeros(1, RING_POSITION)
+        self._slots["record"][0, : self._count] = records
+        self._slots["written"][0, : self._count] = np.arange(1, self._count + 1)
+
+    def read(self) -> Batch:
+        self._positions["reserved"], self._positions["released"] = self._count, 0
+        return Batch(requests=SlotRings(self._slots, self._positions, Atomics()).read())
