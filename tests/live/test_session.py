@@ -181,10 +181,13 @@ def test_a_closed_pipe_ends_quietly() -> None:
 def test_live_lines_that_nobody_gets_cost_no_summary(tmp_path: Path, where: str) -> None:
     path = tmp_path / "summary.json"
     words = ["--all", "--json", "--output", str(path), "--interval", "0.1", "--duration", "1"]
-    stdout = subprocess.PIPE if where == "closed" else open(where, "w")  # noqa: SIM115
+    if where == "closed":
+        reading, stdout = os.pipe()
+        os.close(reading)
+    else:
+        stdout = os.open(where, os.O_WRONLY)
     with subprocess.Popen([*PROBE, *words], stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
-        if process.stdout is not None:
-            process.stdout.close()
+        os.close(stdout)
         assert process.stderr
         errors = process.stderr.read()
         assert process.wait(HANG) == 0, errors
