@@ -10,6 +10,7 @@ from typing import TypeVar
 import psutil
 
 from tests.bench.load import DEEP, load
+from tests.bench.measures.scrape import scraped
 from tests.bench.setting import Setting
 from tests.bench.table import Figure, Goal, Row
 from tests.bench.tools import ours
@@ -22,11 +23,14 @@ T = TypeVar("T")
 
 def daemon(setting: Setting) -> Iterator[Row]:
     seconds = 10 * setting.effort.seconds
-    with ours.daemon() as pid:
+    with ours.daemon() as (pid, url):
         idle, _ = _share(pid, lambda: time.sleep(seconds))
         with load(setting.loop, DEEP, f"--rate_iops={RATE}") as running:
             busy, rate = _share(pid, lambda: running.rate(seconds))
-        time.sleep(1)
+        scrapes = []
+        for _ in range(setting.effort.rounds):
+            time.sleep(1)
+            scrapes.append(scraped(url))
         rings, rest = _resident(pid)
     yield Row(
         "daemon's CPU while idle, % of one core", Figure([100 * idle], "{:.2f}"), Goal("≤", 0.1), quoted=True
@@ -37,6 +41,7 @@ def daemon(setting: Setting) -> Iterator[Row]:
     )  # fmt: skip
     yield Row("daemon's memory after that beside the rings, MiB", Figure([rest]), Goal("≤", 64), quoted=True)
     yield Row("its rings as mapped, MiB", Figure([rings]))
+    yield Row(f"ms for a scrape of it, {scrapes[-1][1]} series", Figure([took for took, _ in scrapes]))
 
 
 def _share(pid: int, work: Callable[[], T]) -> tuple[float, T]:

@@ -37,15 +37,20 @@ def scrape(setting: Setting) -> Iterator[Row]:
     try:
         times = []
         for _ in range(SCRAPES * setting.effort.rounds):
-            asked = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers={"Accept": ACCEPT})
-            begin = time.perf_counter()
-            with urllib.request.urlopen(asked) as answer:
-                text = answer.read()
-            times.append((time.perf_counter() - begin) * 1e3)
+            time_, series = scraped(f"http://127.0.0.1:{server.port}/metrics")
+            times.append(time_)
     finally:
         server.close()
-    series = sum(not line.startswith(b"#") for line in text.splitlines())
-    yield Row(f"ms for a scrape of /metrics with {series:,} series", Figure(times), Goal("≤", 50))
+    yield Row(f"ms for a scrape of /metrics with {series:,} series made by hand", Figure(times), Goal("≤", 50))
+
+
+def scraped(url: str) -> tuple[float, int]:
+    """Milliseconds, and how many series there are."""
+    asked = urllib.request.Request(url, headers={"Accept": ACCEPT})
+    begin = time.perf_counter()
+    with urllib.request.urlopen(asked) as answer:
+        text = answer.read()
+    return (time.perf_counter() - begin) * 1e3, sum(not line.startswith(b"#") for line in text.splitlines())
 
 
 class Worker:

@@ -67,13 +67,15 @@ def session(*options: str) -> Iterator[None]:
         try:
             _await(process, "watching")
             yield
+            if process.poll() is not None:
+                raise RuntimeError(f"{process.args!r} ended under load")
         finally:
             process.terminate()
 
 
 @contextmanager
-def daemon() -> Iterator[int]:
-    """``llmio-probe daemon``, with its defaults: its pid, from when it no longer times its own programs on."""
+def daemon() -> Iterator[tuple[int, str]]:
+    """``llmio-probe daemon``, with its defaults, from when it no longer times its own programs on: its pid, its URL."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
         config.write('listen: "127.0.0.1:0"\n')
         config.flush()
@@ -81,21 +83,21 @@ def daemon() -> Iterator[int]:
             [*PROBE, "daemon", "--config", config.name], stderr=subprocess.PIPE, text=True
         ) as process:
             try:
-                _await(process, "serving")
+                url = _await(process, "serving").split()[-1]
                 time.sleep(1.2 * COST_SECONDS)
-                yield process.pid
+                yield process.pid, url
             finally:
                 process.terminate()
 
 
-def _await(process: subprocess.Popen[str], word: str) -> None:
-    """Until it says that word; what it says later is let through, so that it never waits for us."""
+def _await(process: subprocess.Popen[str], word: str) -> str:
+    """The line in which it says that word; what it says later is let through, so that it never waits for us."""
     assert process.stderr
     said = []
     for line in process.stderr:
         if word in line:
             Thread(target=_forward, args=(process.stderr,), daemon=True).start()
-            return
+            return line
         said.append(line)
     raise RuntimeError(f"{process.args!r} did not start: {''.join(said)}")
 
