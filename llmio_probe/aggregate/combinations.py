@@ -109,9 +109,14 @@ class Combinations:
             self._clear()
         words = records.view(np.uint64).reshape(len(records), len(_MASK))
         index = np.empty(len(records), np.int64)
+        counted = []
         for first in range(0, len(records), _PIECE):
-            index[first : first + _PIECE] = self._find(words[first : first + _PIECE])
-        counts = np.bincount(index, minlength=self._rows)
+            rows, lengths = self._find(words[first : first + _PIECE])
+            index[first : first + _PIECE] = rows if lengths is None else np.repeat(rows, lengths)
+            counted.append(np.bincount(rows, lengths))
+        counts = np.zeros(self._rows, np.int64)
+        for each in counted:
+            counts[: len(each)] += each.astype(np.int64)
         places = np.flatnonzero(counts)
         return Combined(records, self._samples.take(places).view(REQUEST), counts[places], index, places)
 
@@ -122,15 +127,15 @@ class Combinations:
         self._samples = np.zeros(1, _OPAQUE)
         self._slots = np.zeros(_ROOM, np.int32)
 
-    def _find(self, words: Words) -> NDArray[np.int32]:
+    def _find(self, words: Words) -> tuple[NDArray[np.int32], Ints | None]:
+        """The row of each run of records that are alike, and the runs' lengths; None: of each record."""
         keys = words[:, _FIRST:].copy()
         for word in _PARTLY:
             keys[:, word] &= _MASK[_FIRST + word]
         if _FEWER * len(_heads(keys[:_TRIED])) > len(keys[:_TRIED]):
-            return self._rows_of(keys)
+            return self._rows_of(keys), None
         heads = _heads(keys)
-        rows: NDArray[np.int32] = np.repeat(self._rows_of(keys[heads]), np.diff(heads, append=len(keys)))
-        return rows
+        return self._rows_of(keys[heads]), np.diff(heads, append=len(keys))
 
     def _rows_of(self, keys: Words) -> NDArray[np.int32]:
         mixed = _mixed(keys)

@@ -62,6 +62,8 @@ _ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
 _NO_DEVICE = (1 << _DEVICE_BITS) - 1
 """In the place of a device's row: of OTHER_DEVICE, and of any device after so many. Those have no use of their own."""
 
+_FEWER = 4
+"""Adding up the runs of one distribution first pays where there are so many fewer of them than records."""
 _PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache."""
 
@@ -308,19 +310,33 @@ class Series:
         self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
     def _add_latencies(self, made: Ints, issued: Ints, done: Ints, rows: Ints) -> None:
-        all_known = min(made.min(), issued.min(), done.min()) > 0
-        for stage, start, end in (("queue", made, issued), ("device", issued, done), ("total", made, done)):
-            ns, where = end - start, rows
-            if not all_known:
-                known = (start > 0) & (end > 0)
-                ns, where = ns[known], rows[known]
-            np.maximum(ns, 0, out=ns)  # the clocks of two CPUs may differ
-            ns = ns.astype(np.float64)
-            self._distributions.add_at(stage, where, bucket(ns, LATENCY_EXPONENTS))
-            self._distributions.add(f"{stage}_sum", where, ns)
-            if self._detail:
-                self._distributions.raise_to(f"{stage}_max", where, ns)
-                self._distributions.add_at(f"{stage}_fine", where, latencies.column(ns))
+        if min(made.min(), issued.min(), done.min()) <= 0:  # few are, so that they do not slow down the others
+            known = np.minimum(np.minimum(made, issued), done) > 0
+            some = ~known
+            for stage, start, end in _stages(made[some], issued[some], done[some]):
+                both = (start > 0) & (end > 0)
+                self._add_stage(stage, (end - start)[both], rows[some][both])
+            made, issued, done, rows = made[known], issued[known], done[known], rows[known]
+        heads = np.concatenate([[0], np.flatnonzero(rows[1:] != rows[:-1]) + 1])
+        for stage, start, end in _stages(made, issued, done):
+            self._add_stage(stage, end - start, rows, heads)
+
+    def _add_stage(self, stage: Stage, ns: Ints, rows: Ints, heads: Ints | None = None) -> None:
+        """heads: where runs of one distribution begin, if they are known."""
+        if not len(rows):
+            return
+        np.maximum(ns, 0, out=ns)  # the clocks of two CPUs may differ
+        values = ns.astype(np.float64)
+        self._distributions.add_at(stage, rows, bucket(values, LATENCY_EXPONENTS))
+        if self._detail:
+            self._distributions.add_at(f"{stage}_fine", rows, latencies.column(values))
+        sums, largest, at = values, values, rows
+        # One by one, additions to the same sum wait for each other.
+        if heads is not None and _FEWER * len(heads) < len(rows):
+            sums, largest, at = np.add.reduceat(values, heads), np.maximum.reduceat(values, heads), rows[heads]
+        self._distributions.add(f"{stage}_sum", at, sums)
+        if self._detail:
+            self._distributions.raise_to(f"{stage}_max", at, largest)
 
     def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
         """uses: a device and op each, as in ``_busy``."""
@@ -491,6 +507,11 @@ class Series:
     def device_busy_seconds(self) -> dict[int, float]:
         """By device, whatever the op: seconds with at least one request issued and not done."""
         return {int(self._devices.keys[index]): busy.nanoseconds / 1e9 for index, busy in self._device_busy.items()}
+
+
+def _stages(made: Ints, issued: Ints, done: Ints) -> tuple[tuple[Stage, Ints, Ints], ...]:
+    """Each with when it began and when it ended."""
+    return ("queue", made, issued), ("device", issued, done), ("total", made, done)
 
 
 def _busy_intervals(

@@ -463,6 +463,23 @@ def test_batches_give_the_same_rows_as_one_large_batch(seed: int, detail: bool) 
     assert everything(split) == everything(whole)
 
 
+@pytest.mark.parametrize("detail", [True, False])
+@pytest.mark.parametrize("unknown", [0, 7], ids=["all times known", "some times unknown"])
+def test_records_of_one_owner_in_a_row_give_the_same_as_one_at_a_time(detail: bool, unknown: int) -> None:
+    random = np.random.default_rng(unknown)
+    records = random_requests(random, 3000)
+    for name in ("made_ns", "issued_ns", "done_ns"):
+        records[name] = random.integers(1, 10**12, 3000)
+        records[name][random.integers(0, 3000, unknown)] = 0
+    owners = np.sort(random.integers(0, 3, 3000).astype(np.int32))
+    order = np.lexsort((records["op"], records["device"], owners))
+    together, single = Series(detail=detail), Series(detail=detail)
+    add_requests(together, records[order], owners[order])
+    for place in order.tolist():
+        add_requests(single, records[[place]], owners[[place]])
+    assert everything(together) == everything(single)
+
+
 def test_a_batch_that_is_worked_on_in_pieces_is_counted_whole(series: Series) -> None:
     records = requests(100_000, bytes=512)
     add_requests(series, records, owned(records), files=np.arange(100_000, dtype=np.int32) % 7 + 1)
