@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.live.daemons import Daemon, running_daemon
 from tests.live.harness import HANG, Disk, completed, fio, fio_totals, stir
 from tests.live.system import loop_device
@@ -31,6 +33,8 @@ GRACE_SECONDS = 10
 LOAD = ("--direct=1", "--rw=randread", "--bs=4k", "--blockalign=8k", "--ioengine=libaio", "--iodepth=32")
 WARM_UP = 0.25
 """The part of the time after which memory and series have to stay what they are: by then workers have gone, too."""
+MEMORY_ALLOWED = 64 << 20
+"""Bytes beside the rings, as DESIGN promises."""
 GROWTH_ALLOWED = 4 << 20
 """Bytes, over all the rest, and not a round: what the allocator goes to and fro where nothing grows."""
 FEWEST = 8
@@ -39,10 +43,11 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """The daemon at one moment. memory: bytes of its own, the rings not among them."""
+    """The daemon at one moment. memory: bytes of its own. beside_rings: with those of mapped files, libraries'."""
 
     seconds: float
     memory: int
+    beside_rings: int
     descriptors: int
     threads: int
     series: int
@@ -122,8 +127,14 @@ def sample(running: Daemon, seconds: float) -> Sample:
     process = Path(f"/proc/{running.process.pid}")
     status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
     lines = [line for line in running.scrape().splitlines() if not line.startswith("#")]
+    areas = psutil.Process(running.process.pid).memory_maps()
     return Sample(
-        seconds, int(status["RssAnon"]) << 10, len(os.listdir(process / "fd")), int(status["Threads"]), len(lines)
+        seconds,
+        int(status["RssAnon"]) << 10,
+        sum(area.rss for area in areas if "bpf-map" not in area.path),
+        len(os.listdir(process / "fd")),
+        int(status["Threads"]),
+        len(lines),
     )
 
 
@@ -145,6 +156,7 @@ def judge(
     return [
         *counted,
         totals(running, disk, load, completed(disk.device) - completed_before),
+        most_memory(samples),
         memory(warm),
         flat("descriptors", [found.descriptors for found in warm]),
         flat("series", [found.series for found in warm]),
@@ -178,6 +190,12 @@ def ended(running: Daemon, disk: Disk) -> float:
         running.value(f"llmio_requests_{what}_total", device=disk.device) for what in ("started", "merged")
     )
     return started - merged
+
+
+def most_memory(samples: Sequence[Sample]) -> Promise:
+    most = max(found.beside_rings for found in samples)
+    text = f"memory beside the rings: at most {most / (1 << 20):.1f} MiB, {MEMORY_ALLOWED >> 20} are allowed"
+    return Promise(text, most <= MEMORY_ALLOWED)
 
 
 def memory(samples: Sequence[Sample]) -> Promise:
