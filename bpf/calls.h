@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The app's view, beside the device's: what io_submit, io_getevents, io_pgetevents and io_uring_enter asked for and how
- * long they took. Optional: where it needs tracepoints, one armed syscall tracepoint costs every task of the host about
- * 30 ns a syscall.
+ * long they took. Optional: where it needs tracepoints, one armed syscall tracepoint costs every task of the host
+ * 10 to 30 ns a syscall.
  */
 #ifndef LLMIO_CALLS_H
 #define LLMIO_CALLS_H

@@ -493,8 +493,6 @@ static __always_inline bool has_mark(struct xa_node *node, int mark)
 #define PF_WQ_WORKER 0x00000020
 #define PF_KTHREAD 0x00200000
 
-#define S_IFMT 0170000
-#define S_IFBLK 0060000
 #define BDEVFS_MAGIC 0x62646576
 #define BTRFS_SUPER_MAGIC 0x9123683E
 #define BTRFS_BTREE_INODE 1 /* its metadata, as if it were a file */

@@ -148,7 +148,7 @@ def _session_parser() -> _Parser:
     add(
         "--no-calls",
         action="store_true",
-        help="leave the app's view out: where the kernel has no fentry, it costs every system call of the host 30 ns",
+        help="leave the app's view out: where the kernel has no fentry, each system call of the host pays 10 to 30 ns",
     )
     return parser
 

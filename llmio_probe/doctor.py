@@ -305,7 +305,7 @@ def _calls(host: Host) -> Finding:
     if len(found) < len(wanted):
         count = f"{len(found)} of {len(wanted)} syscall tracepoints"
         return Finding("warn", count, "the kernel lacks CONFIG_FTRACE_SYSCALLS or the system calls")
-    return Finding("ok", "by syscall tracepoints: every task pays some 30 ns a syscall while it runs (--no-calls)")
+    return Finding("ok", "by syscall tracepoints: every task pays 10-30 ns a syscall while it runs (--no-calls)")
 
 
 def _statistics(host: Host) -> Finding:

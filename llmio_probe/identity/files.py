@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +45,6 @@ class File:
     """What stat calls st_dev, as major << 20 | minor; 0 for a raw block device, whose own number is the inode."""
     inode: int
     generation: int
-    first_tgid: int
-    """The process that it was first seen with, and its start; 0 for the kernel itself."""
-    first_start_ns: int
     mount_device: int | None = None
     """What mountinfo calls its filesystem."""
     inside: str | None = None
@@ -82,7 +79,6 @@ class Files:
         self._unplaced: set[int] = set()  # files that no mount of the host shows, until its mounts change
         self._placed_at = 0
         self.files: dict[int, File] = {}
-        self.forgotten = 0
 
     def observe(self, sights: Sequence[FileSight], processes: Records | None = None) -> None:
         """What the kernel said of files, and PROCESS records: of whom it can be told later how they see files.
@@ -150,29 +146,22 @@ class Files:
 
     def _see(self, sights: Sequence[FileSight]) -> None:
         keys = [(sight.device, sight.inode, sight.generation) for sight in sights]
-        new: dict[Key, tuple[int, int]] = {}
-        for key, sight in zip(keys, sights, strict=True):
-            if key not in self._by_key:
-                new.setdefault(key, (sight.tgid, sight.owner_start_ns))
-        self._add(new)
+        self._add(dict.fromkeys(key for key in keys if key not in self._by_key))
         self._table.touch(keys)
         for key, sight in zip(keys, sights, strict=True):
             self._apply(self._by_key[key], sight)
 
     def _learn_missing(self, records: Records) -> None:
         """Records of files that the kernel did not announce: raw devices, which it never does, and lost ones."""
-        names = ("file_device", "inode", "inode_generation", "tgid", "owner_start_ns")
-        first: dict[Key, tuple[int, int]] = {}
-        for device, inode, generation, tgid, start_ns in zip(*(records[name].tolist() for name in names), strict=True):
-            first.setdefault((device, inode, generation), (tgid, start_ns))
-        for file in self._add(first):
+        names = ("file_device", "inode", "inode_generation")
+        for file in self._add(dict.fromkeys(zip(*(records[name].tolist() for name in names), strict=True))):
             if file.device == 0:
                 file.path = self._devices.path(file.inode)
                 file.deleted = False if file.path is not None else None
 
-    def _add(self, new: Mapping[Key, tuple[int, int]]) -> list[File]:
-        """By key, the process that each was first seen with and its start."""
-        files = [File(self._free_index(), *key, *process) for key, process in new.items()]
+    def _add(self, new: Collection[Key]) -> list[File]:
+        """Each key once."""
+        files = [File(self._free_index(), *key) for key in new]
         self._by_key.update(zip(new, files, strict=True))
         self.files.update((file.index, file) for file in files)
         self._table.add(list(new), [file.index for file in files])
@@ -218,12 +207,10 @@ class Files:
 
     def _forget(self, limit: int) -> None:
         """Down to three quarters, so that not every batch has to."""
-        gone = self._table.drop(limit - limit // 4)
-        for index in gone.tolist():
+        for index in self._table.drop(limit - limit // 4).tolist():
             file = self.files.pop(index)
             del self._by_key[file.device, file.inode, file.generation]
             self._unplaced.discard(index)
-        self.forgotten += len(gone)
 
 
 class _Table:
