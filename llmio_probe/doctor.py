@@ -36,7 +36,7 @@ from llmio_probe.kernel.tracepoints import tracepoint_ids
 from llmio_probe.kernel.variants import Variant
 from llmio_probe.options import probe_options
 from llmio_probe.outputs.units import bytes_text, seconds_text
-from llmio_probe.rights import Capability, lacking_for_loading
+from llmio_probe.rights import CHANGING, Capability, lacking_for_loading
 from llmio_probe.rights import names as capability_names
 from llmio_probe.text import escape
 from llmio_probe.trial import Trial, try_out
@@ -208,6 +208,10 @@ def _rights(host: Host) -> Finding:
     if lacking := _HELPFUL - held:
         names_of = capability_names(lacking)
         return Finding("warn", f"{who}, without {names_of}", f"give it {names_of}: {_USE}")
+    if host.euid == 0 and (lacking := CHANGING - held):
+        names_of = capability_names(lacking)
+        helps = "give the container these, or set user: root in the daemon's configuration"
+        return Finding("warn", f"root, without {names_of}, which the daemon needs to become another user", helps)
     return Finding("ok", f"{who}, with every capability that is of use")
 
 

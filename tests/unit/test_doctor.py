@@ -182,6 +182,7 @@ def test_this_machine_without_root_is_examined_and_refused() -> None:
         ((39, 38), "ok", ""),  # SYS_ADMIN includes both
         ((34,), "warn", "CAP_SYSLOG"),
         ((21,), "warn", "CAP_SYS_ADMIN"),
+        ((6, 7), "warn", "CAP_SETGID and CAP_SETUID"),
     ],
 )
 def test_rights(host: Make, lacking: tuple[int, ...], state: str, named: str) -> None:
