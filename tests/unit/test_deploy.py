@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,20 @@ def test_every_file_names_the_places_of_this_installation(tmp_path: Path) -> Non
         (tmp_path / "root/usr/share/llmio-probe/grafana/provisioning/dashboards/llmio-probe.yaml").read_text(),
     )
     assert f"{source}/host.json" in placed
+
+
+def test_a_source_distribution_has_all_that_is_installed(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True, cwd=PROJECT, timeout=PATIENCE)
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as unpacked:
+        there = {name.partition("/")[2] for name in unpacked.getnames()}
+    script = (PROJECT / "deploy" / "install.sh").read_text()
+    named = set(re.findall(r"\b(?:deploy|docs|grafana)/[\w./-]*\w|README\.md|LICENSE", script))
+    files = {name for name in named if (PROJECT / name).is_file()} | {
+        f"docs/{page.name}" for page in (PROJECT / "docs").glob("*.md")
+    }
+    assert files <= there, files - there
 
 
 def test_an_upgrade_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
