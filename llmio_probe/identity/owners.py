@@ -312,19 +312,20 @@ class Identity:
             # Named by its id, each such process would take a series of its own.
             self._fold(known, SlotKey("", None, None, None))
         else:
-            ours = name == OURSELVES.base
-            self._place(known, OURSELVES if ours else SlotKey(name or f"pid{tgid}", None, None, known.cgroup))
+            usual = SlotKey(name or f"pid{tgid}", None, None, known.cgroup)
+            self._place(known, OURSELVES if name == OURSELVES.base else usual)
         return known
 
     def _apply(self, known: _Known, facts: ProcessFacts) -> None:
         process = known.process
         assert process is not None
-        who = self._identify(facts)
+        ours = is_ourselves(facts.cmdline)
+        who = Identification(None, None) if ours else self._identify(facts)
         process.comm = facts.comm
         process.command = " ".join(facts.cmdline) or facts.comm
         process.framework, process.rank = who.framework, who.rank
         self._set_cgroup(known, process, facts.cgroup)
-        if is_ourselves(facts.cmdline):
+        if ours:
             known.next_look = None
             self._place(known, OURSELVES)
             return

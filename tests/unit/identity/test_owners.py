@@ -867,7 +867,7 @@ def test_each_record_finds_its_process_while_many_come_and_go_and_take_over_thei
 def run_ourselves(host: Host) -> None:
     """7: the daemon, as systemd starts it. 8, 9: sessions beside it, in other cgroups. 10, 11: they only mention us."""
     host.run(7, "/usr/bin/python3", "-I", "/usr/bin/llmio-probe", "daemon", "--config", "x", cgroup="0::/system.slice")
-    host.run(8, "python3.11", "-m", "llmio_probe", "--all", cgroup="0::/user.slice")
+    host.run(8, "python3.11", "-m", "llmio_probe", "--all", cgroup="0::/user.slice", environ=RANK)
     host.run(9, "/opt/bin/llmio-probe", "--pid", "3", comm="llmio-probe")
     host.run(10, "/usr/bin/python3", "train.py", "llmio-probe")
     host.run(11, "vim", "/etc/llmio-probe")
@@ -883,6 +883,7 @@ def test_the_daemon_and_sessions_are_told_by_our_own_name(
     workers = [identity.owners[owner].worker for owner in owners]
     assert workers == ["llmio-probe", "llmio-probe", "llmio-probe", "python3", "vim"]
     assert len(set(owners[:3])) == (3 if per_process else 1)
+    assert {identity.framework_of(owner) for owner in owners} == {None}
 
 
 def test_one_of_ours_that_ended_before_anybody_looked_is_told_by_its_comm(
