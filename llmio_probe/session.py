@@ -251,6 +251,7 @@ class Session:
                 except OSError as error:
                     if live is not None and live.alone and isinstance(error, BrokenPipeError):
                         raise
+                    view.discard()
                     view, interval = None, math.inf  # the lines are lost, the summary is not
                 shown = now
             if now >= next_sweep:

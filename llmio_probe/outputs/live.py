@@ -5,7 +5,9 @@ Differences of cumulative rows only; percentiles and explanations are the summar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -50,7 +52,7 @@ class LiveView:
         streams: Iterable[Stream],
         session: Callable[[Owner], bool],
     ) -> None:
-        """streams: cumulative since attach. interval_seconds: since the update before. May raise BrokenPipeError."""
+        """streams: cumulative since attach. interval_seconds: since the update before. May raise OSError."""
         moved = self._moved(streams, session)
         busiest = sorted(moved.items(), key=lambda item: (-item[1].bytes, -item[1].requests, item[0]))
         for (worker, device, op), amount in busiest[:TOP]:
@@ -66,6 +68,19 @@ class LiveView:
         if not busiest:
             self._line(f"{elapsed_seconds:8.1f}  idle")
         self._stream.flush()
+
+    def discard(self) -> None:
+        """Forget what could not be written: every later flush would stumble over it again."""
+        with suppress(OSError, ValueError):  # no file
+            fd = self._stream.fileno()
+            kept, nowhere = os.dup(fd), os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, fd)
+                self._stream.flush()
+            finally:
+                os.dup2(kept, fd)
+                os.close(kept)
+                os.close(nowhere)
 
     def _moved(self, streams: Iterable[Stream], session: Callable[[Owner], bool]) -> dict[_Shown, _Amount]:
         """By worker, device and op: adding up over devices would count a stacked one twice.

@@ -177,6 +177,10 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert errors.count(b"\n") == 1
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""As for a user."""
+
+
 @pytest.mark.parametrize("where", ["closed", "/dev/full"])
 def test_live_lines_that_nobody_gets_cost_no_summary(tmp_path: Path, where: str) -> None:
     path = tmp_path / "summary.json"
@@ -186,7 +190,7 @@ def test_live_lines_that_nobody_gets_cost_no_summary(tmp_path: Path, where: str)
         os.close(reading)
     else:
         stdout = os.open(where, os.O_WRONLY)
-    with subprocess.Popen([*PROBE, *words], stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*PROBE, *words], stdout=stdout, stderr=subprocess.PIPE, text=True, env=BUFFERED) as process:
         os.close(stdout)
         assert process.stderr
         errors = process.stderr.read()
@@ -198,7 +202,9 @@ def test_live_lines_that_nobody_gets_cost_no_summary(tmp_path: Path, where: str)
 def test_live_lines_that_nobody_gets_do_not_hide_the_commands_status() -> None:
     with open("/dev/full", "w") as full:
         words = ["--interval", "0.1", "--", "sh", "-c", "sleep 0.5; exit 7"]
-        done = subprocess.run([*PROBE, *words], stdout=subprocess.DEVNULL, stderr=full, timeout=HANG, check=False)
+        done = subprocess.run(
+            [*PROBE, *words], stdout=subprocess.DEVNULL, stderr=full, timeout=HANG, check=False, env=BUFFERED
+        )
     assert done.returncode == 7
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +128,22 @@ def test_a_closed_pipe_is_left_to_the_caller(owners: dict[int, Any], devices: An
 
     with pytest.raises(BrokenPipeError):
         LiveView(Closed(), owners, devices).update(1.0, 1.0, [], everybody)
+
+
+def test_what_could_not_be_written_is_no_burden_for_what_comes_later(
+    owners: dict[int, Any], devices: Any, stream: Callable[..., Stream], tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    with open("/dev/full", "w") as screen:
+        live = LiveView(screen, owners, devices)
+        with pytest.raises(OSError, match="No space"):
+            live.update(1, 1, [stream()], lambda owner: True)
+        live.discard()
+        with path.open("w") as roomy:
+            os.dup2(roomy.fileno(), screen.fileno())
+        screen.write("later\n")
+    assert path.read_text() == "later\n"
+
+
+def test_a_stream_that_is_no_file_has_nothing_to_discard(live: LiveView) -> None:
+    live.discard()
