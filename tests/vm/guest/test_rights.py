@@ -23,6 +23,7 @@ PROBE = f"""
 import json, os, sys
 from llmio_probe.kernel.loading import ProbeOptions
 from llmio_probe.kernel.probe import Probe, request_entries
+from llmio_probe.kernel.tables import TableError
 
 with Probe(ProbeOptions(request_entries(cpus=2), calls=False)) as probe:
     probe.start()
@@ -33,8 +34,8 @@ with Probe(ProbeOptions(request_entries(cpus=2), calls=False)) as probe:
     try:
         probe.state()
         refused = None
-    except OSError as error:
-        refused = type(error).__name__
+    except TableError as error:
+        refused = error.why
     mine = requests[requests["tgid"] == pid]
     print(json.dumps([len(mine), int(mine["bytes"].sum()), refused]), flush=True)
 """
@@ -59,4 +60,4 @@ def test_a_probe_without_rights_reads_its_records(nvme_disk: Disk) -> None:
     assert found[:2] == [REQUESTS, REQUESTS * BLOCK]
     assert read >= REQUESTS * BLOCK
     major, minor = map(int, os.uname().release.split(".")[:2])
-    assert found[2] == (None if (major, minor) >= TABLES_WITHOUT_RIGHTS_SINCE else "PermissionError")
+    assert found[2] == (None if (major, minor) >= TABLES_WITHOUT_RIGHTS_SINCE else "Operation not permitted")
