@@ -12,10 +12,13 @@ from llmio_probe.kernel.slots import SlotRings
 class FullRing:
     def __init__(self, records: Records) -> None:
         self._count = len(records)
-        self._slots, self._positions = np.zeros((1, 2 * self._count), REQUEST_SLOT), np.zeros(1, RING_POSITION)
-        self._slots["record"][0, : self._count] = records
-        self._slots["written"][0, : self._count] = np.arange(1, self._count + 1)
+        self._positions = np.zeros(1, RING_POSITION)
+        slots = np.zeros((1, 2 * self._count), REQUEST_SLOT)
+        slots["record"][0, : self._count] = records
+        slots["written"][0, : self._count] = np.arange(1, self._count + 1)
+        self._rings = SlotRings(slots, self._positions, Atomics())
 
     def read(self) -> Batch:
-        self._positions["reserved"], self._positions["released"] = self._count, 0
-        return Batch(requests=SlotRings(self._slots, self._positions, Atomics()).read())
+        self._rings._read[0] = 0  # as if it had not been read
+        self._positions["reserved"] = self._count
+        return Batch(requests=self._rings.read())
