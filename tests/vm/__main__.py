@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.vm.archive import ArchiveError
 from tests.vm.collect import CollectionError
-from tests.vm.emulator import DIED, TIMED_OUT, Options, boot, to_stdout
+from tests.vm.emulator import DIED, STOOD_STILL, TIMED_OUT, Options, boot, to_stdout
 from tests.vm.kernels import KERNELS, kernel
 from tests.vm.store import Store, cache_folder
 from tests.vm.suite import run_suite
@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run", help="run a command in a guest",
-        description=f"Exit status: the command's; {TIMED_OUT}: it took too long; {DIED}: no guest, or it died.",
+        description=f"Exit status: the command's; {STOOD_STILL}: it did not boot in time; "
+        f"{TIMED_OUT}: it took too long; {DIED}: no guest, or it died.",
         epilog="In the guest: the payload is the current folder, what is put into /out comes back, $NVME is the disk "
         "($NVME_ALL: all its namespaces).",
     )  # fmt: skip
@@ -100,7 +101,11 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def outcome(status: int) -> str:
-    told = {TIMED_OUT: "stopped, its time was over (--timeout)", DIED: "died before its command ended"}
+    told = {
+        STOOD_STILL: "stopped, it stood still each time it was booted",
+        TIMED_OUT: "stopped, its time was over (--timeout)",
+        DIED: "died before its command ended",
+    }
     return told.get(status, f"exit status {status}")
 
 

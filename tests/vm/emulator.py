@@ -16,8 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.live.wheels import build_wheel
 from tests.vm import initrd
@@ -29,8 +30,16 @@ from tests.vm.store import Build, Store
 from tests.vm.tree import LIBRARIES, Tree
 
 HERE = Path(__file__).parent
+STOOD_STILL = 123
 TIMED_OUT = 124
 DIED = 125
+IS_UP = "vm: Linux "
+"""How the line begins with which session.sh says so."""
+UP_SECONDS = 120
+"""Until then: it takes 7 to 12 s. An emulated timer can get lost while 5.10 boots (one of some hundred boots on a busy
+machine): a processor then idles for ever, before anything of ours has run in the guest."""
+BOOTS_AT_MOST = 3
+"""So often is a guest that stands still before it is up booted."""
 SCRIPTS = ("session.sh", "systemd.sh", "finish.sh")
 NULL = "null"
 NULL_SIZE = 4 << 30
@@ -61,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True)
 class End:
-    """status: the command's, or TIMED_OUT, or DIED. last: how the console ended."""
+    """status: the command's, or STOOD_STILL, TIMED_OUT, or DIED. last: how the console ended."""
 
     status: int
     seconds: float
@@ -70,7 +79,14 @@ class End:
     @property
     def reported(self) -> bool:
         """Did the command end, and not the guest before it?"""
-        return self.status not in (TIMED_OUT, DIED)
+        return self.status not in (STOOD_STILL, TIMED_OUT, DIED)
+
+
+class Limits(NamedTuple):
+    """Seconds since the emulator's start: until all is done, and until the guest is up."""
+
+    end: float
+    up: float
 
 
 class Emulators:
@@ -125,9 +141,14 @@ def boot(store: Store, build: Build, options: Options, write: Write, emulators: 
             disks["headers"] = headers
         argv = qemu(tools, build, options, disks, folder)
         environment = {"QEMU_MODULE_DIR": str(tools.folder / LIBRARIES / "qemu"), "TMPDIR": name}
-        end = watch(argv, environment, options.timeout, write, emulators or Emulators())
+        limits = Limits(options.timeout, UP_SECONDS * build.architecture.patience)
+        for _ in range(BOOTS_AT_MOST):
+            end = watch(argv, environment, limits, write, emulators or Emulators())
+            if end.status != STOOD_STILL:
+                break
+            write(f"vm: stopped after {end.seconds:.0f} s, as it was not up: its kernel stands still\n")
         status = unpack_result(folder / "result", options.out)
-        return End(end.status if status is None else status, end.seconds, end.last)
+        return replace(end, status=end.status if status is None else status)
 
 
 def prepare(store: Store, build: Build, options: Options) -> None:
@@ -205,33 +226,43 @@ def shell_line(command: Sequence[str]) -> str:
     return command[0] if len(command) == 1 else shlex.join(command)
 
 
-def watch(argv: Sequence[str], environment: dict[str, str], timeout: float, write: Write, emulators: Emulators) -> End:
+def watch(argv: Sequence[str], environment: dict[str, str], limits: Limits, write: Write, emulators: Emulators) -> End:
     """Run an emulator until it ends or its time is over. It ends with us, however we do."""
     begin = time.monotonic()
+    up = threading.Event()
+    status = DIED
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, **environment},
         start_new_session=True,  # a terminal's Ctrl-C is ours alone, and each has its own share of the processors
     ) as process, emulators.running(process):  # fmt: skip
-        killed = threading.Event()
 
-        def kill() -> None:
-            killed.set()
-            process.kill()
+        def kill(why: int) -> None:
+            nonlocal status
+            if why == TIMED_OUT or not up.is_set():
+                status = why
+                process.kill()
 
-        timer = threading.Timer(timeout, kill)
-        timer.start()
+        timers = (
+            threading.Timer(limits.end, kill, [TIMED_OUT]),
+            threading.Timer(limits.up, kill, [STOOD_STILL]),
+        )
+        for timer in timers:
+            timer.start()
         try:
             assert process.stdout
             for line in process.stdout:
+                if line.startswith(IS_UP):
+                    up.set()
                 last.append(line.rstrip("\n"))
                 write(line)
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             process.kill()
     seconds = time.monotonic() - begin
-    return End(TIMED_OUT if killed.is_set() else DIED, seconds, list(last))
+    return End(status, seconds, list(last))
 
 
 def to_stdout(text: str) -> None:

@@ -16,7 +16,18 @@ from pathlib import Path
 
 from tests.vm.archive import ArchiveError
 from tests.vm.collect import DEFAULT, Chosen, chosen_tests
-from tests.vm.emulator import DIED, TIMED_OUT, Emulators, End, Options, boot, prepare, to_stdout
+from tests.vm.emulator import (
+    BOOTS_AT_MOST,
+    DIED,
+    STOOD_STILL,
+    TIMED_OUT,
+    Emulators,
+    End,
+    Options,
+    boot,
+    prepare,
+    to_stdout,
+)
 from tests.vm.kernels import kernel
 from tests.vm.report import Name, Result, cases, complaints, merged, name_of, table, write_table
 from tests.vm.store import Build, Store
@@ -141,6 +152,8 @@ def complaint(end: End, timeout: float, found: Mapping[Name, object], asked: Seq
     """Why not all came back, with how the console ended; empty if all did."""
     if end.status == TIMED_OUT:
         why = f"the guest was stopped: it was not done after {timeout:.0f} s"
+    elif end.status == STOOD_STILL:
+        why = f"the guest stood still while it booted, {BOOTS_AT_MOST} times"
     elif end.status == DIED:
         why = "the guest did not boot, or died before its tests were done"
     elif not found:

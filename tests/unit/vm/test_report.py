@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.collect import by_boot
-from tests.vm.emulator import DIED, TIMED_OUT, End
+from tests.vm.emulator import DIED, STOOD_STILL, TIMED_OUT, End
 from tests.vm.report import Result, cases, complaints, merged, name_of, table, write_table
 from tests.vm.suite import complaint, pytest_line
 
@@ -134,6 +134,7 @@ def test_boots_are_chosen_by_the_mark() -> None:
         (0, [X, Y], ""),
         (1, [X, Y], ""),
         (TIMED_OUT, [X, Y], "it was not done after 60 s"),
+        (STOOD_STILL, [], "stood still while it booted, 3 times"),
         (DIED, [], "did not boot, or died"),
         (4, [], "no test was reported, pytest ended with 4"),
         (0, [], "no test was reported"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm import emulator
 from tests.vm.__main__ import main
-from tests.vm.emulator import DIED, TIMED_OUT, shell_line
+from tests.vm.emulator import BOOTS_AT_MOST, DIED, STOOD_STILL, TIMED_OUT, shell_line
 
 END = 'echo {status} >"$folder/status"; tar -cf "$disk" -C "$folder" out status'
 
@@ -42,6 +43,30 @@ def test_a_guest_that_takes_too_long_is_stopped(payload: Path, monkeypatch: pyte
     begin = time.monotonic()
     assert run("--timeout=0.5", payload=payload) == TIMED_OUT
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_guest_that_stands_still_before_it_is_up_is_booted_again(
+    tmp_path: Path, payload: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(emulator, "UP_SECONDS", 0.5)
+    once = tmp_path / "once"
+    monkeypatch.setenv("GUEST", f"[ -e {once} ] || {{ touch {once}; exec sleep 60; }}; " + END.format(status=7))
+    assert run(payload=payload) == 7
+    assert capfd.readouterr().out.count("its kernel stands still") == 1
+    monkeypatch.setenv("GUEST", "exec sleep 60")
+    assert run(payload=payload) == STOOD_STILL
+    assert capfd.readouterr().out.count("its kernel stands still") == BOOTS_AT_MOST
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_guest_that_is_up_is_not_booted_again(
+    payload: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(emulator, "UP_SECONDS", 0.5)
+    monkeypatch.setenv("GUEST", "echo vm: Linux 6.1 is up after 0.1 s; exec sleep 60")
+    assert run("--timeout=1.5", payload=payload) == TIMED_OUT
+    assert capfd.readouterr().out.count("booting: ") == 1
 
 
 @pytest.mark.usefixtures("cache")
