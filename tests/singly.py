@@ -13,7 +13,7 @@ from llmio_probe.kernel.records import Records
 def singly(records: Records) -> Combined:
     """Each is a combination of its own."""
     each = np.arange(len(records))
-    return Combined(records, records, np.ones(len(records), np.int64), each, each)
+    return Combined(records, records, np.ones(len(records), np.int64), None, each, each)
 
 
 def add_requests(

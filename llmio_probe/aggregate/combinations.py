@@ -12,6 +12,7 @@ many records that are alike in a row: then one of a run is looked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ LEFT_OUT = ("made_ns", "issued_ns", "done_ns", "sector", "hw_queue")
 MOST = 1 << 13
 """Combinations that are kept, in some 3 MB. With more the table begins anew: hardly any load repeats so many."""
 
-_PIECE = 1 << 14
-"""Records at once: what is made of so many stays in a CPU's own cache."""
+PIECE = 1 << 14
+"""Records at once: what is made of so many stays in a CPU's own cache. A run ends where a piece does."""
 
 _TRIED = 128
 """Records at the begin of a piece that tell whether they come in runs."""
@@ -40,6 +41,10 @@ _FEWER = 4
 
 _ROOM = 16
 """Places a combination in the table: then 31 of 32 are where they are looked for first."""
+
+
+_Found = tuple[NDArray[np.int32], "Ints | None"]
+"""Rows in the table, of runs or, with None, of records; and how long those runs are."""
 
 
 def _mask() -> Words:
@@ -63,6 +68,8 @@ _dot = getattr(np, "vecdot", np.matmul)
 """A third faster than matmul; since NumPy 2.0."""
 _OPAQUE = np.dtype(f"V{REQUEST.itemsize}")
 """A record as NumPy copies it in a block, and not field by field."""
+_KEYED = np.dtype([("before", f"V{8 * _FIRST}"), ("key", f"V{8 * _WORDS}")])
+"""The same of its words from the first that makes a combination on."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,15 @@ class Combined:
     """A batch of n requests in k combinations.
 
     records: all n, as they came. samples: shape (k,), one record of each, 0 in the fields that are left out.
-    counts: shape (k,), how many records there are of each.
+    counts: shape (k,), how many records there are of each. lengths: of the runs of records that are alike, all of which
+    are of one combination; None: hardly any follows one that it is like.
     """
 
     records: Records
     samples: Records
     counts: Ints
-    _index: Ints  # by record
+    lengths: Ints | None
+    _index: Ints  # by run, or record
     _places: Ints  # by combination: where in the table
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -84,7 +93,7 @@ class Combined:
         by_place = np.empty(int(self._places[-1]) + 1 if len(self._places) else 0, values.dtype)
         by_place[self._places] = values
         spread: NDArray[Any] = by_place.take(self._index)
-        return spread
+        return spread if self.lengths is None else np.repeat(spread, self.lengths)
 
 
 def select(records: Records, chosen: NDArray[np.bool_]) -> Records:
@@ -107,18 +116,14 @@ class Combinations:
         """records: REQUEST records, contiguous, shape (n,)."""
         if self._rows > MOST:
             self._clear()
-        words = records.view(np.uint64).reshape(len(records), len(_MASK))
-        index = np.empty(len(records), np.int64)
-        counted = []
-        for first in range(0, len(records), _PIECE):
-            rows, lengths = self._find(words[first : first + _PIECE])
-            index[first : first + _PIECE] = rows if lengths is None else np.repeat(rows, lengths)
-            counted.append(np.bincount(rows, lengths))
+        found = [self._find(records[first : first + PIECE]) for first in range(0, len(records), PIECE)]
         counts = np.zeros(self._rows, np.int64)
-        for each in counted:
+        for rows, lengths in found:
+            each = np.bincount(rows, lengths)
             counts[: len(each)] += each.astype(np.int64)
-        places = np.flatnonzero(counts)
-        return Combined(records, self._samples.take(places).view(REQUEST), counts[places], index, places)
+        places = counts.nonzero()[0]
+        index, lengths = _joined(found)
+        return Combined(records, self._samples.take(places).view(REQUEST), counts[places], lengths, index, places)
 
     def _clear(self) -> None:
         self._rows = 1
@@ -127,15 +132,13 @@ class Combinations:
         self._samples = np.zeros(1, _OPAQUE)
         self._slots = np.zeros(_ROOM, np.int32)
 
-    def _find(self, words: Words) -> tuple[NDArray[np.int32], Ints | None]:
+    def _find(self, records: Records) -> _Found:
         """The row of each run of records that are alike, and the runs' lengths; None: of each record."""
-        keys = words[:, _FIRST:].copy()
-        for word in _PARTLY:
-            keys[:, word] &= _MASK[_FIRST + word]
+        keys = _keys(records)
         if _FEWER * len(_heads(keys[:_TRIED])) > len(keys[:_TRIED]):
-            return self._rows_of(keys), None
+            return self._rows_of(_masked(keys)), None
         heads = _heads(keys)
-        return self._rows_of(keys[heads]), np.diff(heads, append=len(keys))
+        return self._rows_of(_masked(keys[heads])), np.concatenate([heads[1:], [len(keys)]]) - heads
 
     def _rows_of(self, keys: Words) -> NDArray[np.int32]:
         mixed = _mixed(keys)
@@ -187,6 +190,29 @@ class Combinations:
         return slots
 
 
+def _joined(found: Sequence[_Found]) -> tuple[Ints, Ints | None]:
+    """The pieces' rows and lengths as one."""
+    if not found:
+        return np.empty(0, np.int64), None
+    index = np.concatenate([rows for rows, _ in found])
+    if all(lengths is None for _, lengths in found):
+        return index, None
+    return index, np.concatenate([np.ones(len(rows), np.int64) if each is None else each for rows, each in found])
+
+
+def _keys(records: Records) -> Words:
+    """The words that make combinations, shape (n, _WORDS), together with the few other bits among them."""
+    keys: Words = records.view(_KEYED)["key"].copy().view(np.uint64).reshape(len(records), _WORDS)
+    return keys
+
+
+def _masked(keys: Words) -> Words:
+    """Without these, in place."""
+    for word in _PARTLY:
+        keys[:, word] &= _MASK[_FIRST + word]
+    return keys
+
+
 def _heads(keys: Words) -> Ints:
     """Which are not like the one before."""
     return np.concatenate([[0], _with_any(keys[1:] != keys[:-1]) + 1])
@@ -194,9 +220,8 @@ def _heads(keys: Words) -> Ints:
 
 def _with_any(marked: NDArray[np.bool_]) -> Ints:
     """The rows that are True anywhere, of shape (n, _WORDS); faster than any() where these are few."""
-    found = np.flatnonzero(marked) // _WORDS
-    rows: Ints = found[np.diff(found, prepend=-1) != 0]
-    return rows
+    found: Ints = marked.ravel().nonzero()[0] // _WORDS
+    return found[np.concatenate([[True], found[1:] != found[:-1]])] if len(found) else found
 
 
 def _mixed(keys: Words) -> Words:

@@ -41,7 +41,7 @@ class Rows:
         """The row of each key, shape as keys; rows are made for those not seen before."""
         if len(self._sorted):
             place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-            if np.array_equal(self._sorted.take(place), keys):
+            if (self._sorted.take(place) == keys).all():
                 return self._row_of.take(place)
         self._append(np.setdiff1d(keys, self._sorted))
         return self._row_of[np.searchsorted(self._sorted, keys)]

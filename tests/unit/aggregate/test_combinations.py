@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmio_probe.aggregate import combinations
-from llmio_probe.aggregate.combinations import LEFT_OUT, MOST, Combinations, Combined
+from llmio_probe.aggregate.combinations import LEFT_OUT, MOST, PIECE, Combinations, Combined
 from llmio_probe.kernel.records import REQUEST, Records
 from tests.singly import singly
 from tests.unit.aggregate.conftest import requests
@@ -68,6 +68,24 @@ def test_those_that_follow_each_other_are_counted_like_any(longest: int) -> None
         for name in LEFT_OUT:
             records[name] = random.integers(0, 1 << 16, len(records))
         check(found.find(records), records)
+
+
+@pytest.mark.parametrize("count", [1, 2, 500])
+def test_the_records_stay_as_they_were(count: int) -> None:
+    records = mixed(np.random.default_rng(count), count, 3)
+    before = records.copy()
+    Combinations().find(records)
+    assert np.array_equal(records, before)
+
+
+@pytest.mark.parametrize(("in_a_row", "runs"), [(1, None), (100, 41), (PIECE, 3)])
+def test_runs_are_told_where_there_are_fewer_of_them_than_records(in_a_row: int, runs: int | None) -> None:
+    """A run ends with a piece."""
+    records = requests(41 * 100 if in_a_row < PIECE else 2 * PIECE + 7, inode=1)
+    records["inode"] += np.arange(len(records), dtype=np.uint64) // in_a_row
+    lengths = Combinations().find(records).lengths
+    assert (None if lengths is None else len(lengths)) == runs
+    assert lengths is None or lengths.sum() == len(records)
 
 
 def test_an_empty_batch_has_none() -> None:
