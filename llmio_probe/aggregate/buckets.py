@@ -17,6 +17,9 @@ SIZE_EXPONENTS = int(BucketEdge.SIZE_FIRST), int(BucketEdge.SIZE_LAST)
 LATENCY_EXPONENTS = int(BucketEdge.LATENCY_FIRST), int(BucketEdge.LATENCY_LAST)
 REQUESTS_EXPONENTS = int(BucketEdge.CALL_FIRST), int(BucketEdge.CALL_LAST)
 
+OCTAVES = 64
+"""What is counted before it is known where the buckets begin and end: for an array of values, that costs less."""
+
 MANTISSA_BITS = 52
 BIAS = 1023
 """What IEEE 754 adds to the exponent of a float64."""
@@ -36,18 +39,36 @@ REQUESTS_EDGES = edges(REQUESTS_EXPONENTS)
 """Requests a call."""
 
 
+def octave(values: NDArray[Any]) -> NDArray[np.int64]:
+    """The n of the rule for each value, without a first or a last one: 0 to 63.
+
+    values: any shape, whole numbers; what is below 1 counts as 1. Exact up to 2^53.
+    """
+    if values.min(initial=1) < 1:
+        values = np.maximum(values, 1)
+    # The bits of a float64 are exponent, then mantissa. With one less, 2^n is with those below it, as the rule wants.
+    n = float_bits(values) - ((BIAS - 1 << MANTISSA_BITS) + 1)
+    n >>= MANTISSA_BITS
+    return n
+
+
 def bucket(values: NDArray[Any], exponents: tuple[int, int]) -> NDArray[np.int64]:
     """The bucket of each value: an index into ``edges(exponents)``, or their number for +Inf.
 
-    values: any shape, not negative, whole numbers below 2^53 (larger ones are in +Inf with every exponent used here).
+    values: any shape, whole numbers below 2^53 (larger ones are in +Inf with every exponent used here).
     """
     first, last = exponents
-    # The bits of a float64 are exponent, then mantissa. With one less, 2^n is with those below it, as the rule wants,
-    # and 0 is negative.
-    n = float_bits(values) - ((BIAS - 1 + first << MANTISSA_BITS) + 1)
-    n >>= MANTISSA_BITS
+    n = octave(values)
+    n -= first
     np.maximum(n, 0, out=n)
     return np.minimum(n, last + 1 - first, out=n)
+
+
+def by_bucket(counts: NDArray[np.int64], exponents: tuple[int, int]) -> NDArray[np.int64]:
+    """Counts by octave, shape (n, OCTAVES), as counts by bucket, shape (n, edges + 1)."""
+    first, last = exponents
+    below, above = counts[:, : first + 1].sum(axis=1), counts[:, last + 1 :].sum(axis=1)
+    return np.column_stack([below, counts[:, first + 1 : last + 1], above])
 
 
 def float_bits(values: NDArray[Any]) -> NDArray[np.int64]:

@@ -19,10 +19,11 @@ from llmio_probe.aggregate.buckets import (
     SIZE_EDGES,
     SIZE_EXPONENTS,
     bucket,
+    by_bucket,
 )
-from llmio_probe.aggregate.busy import BusyTime, chains
+from llmio_probe.aggregate.busy import BusyTime, chains, joined
 from llmio_probe.aggregate.calls import Calls
-from llmio_probe.aggregate.combinations import Combined, select
+from llmio_probe.aggregate.combinations import PIECE, Combined, select
 from llmio_probe.aggregate.files import FileTable
 from llmio_probe.aggregate.limit import Labels, Need, folded, tables_within
 from llmio_probe.aggregate.rows import (
@@ -42,6 +43,7 @@ from llmio_probe.aggregate.rows import (
     Submission,
 )
 from llmio_probe.aggregate.table import Rows
+from llmio_probe.aggregate.times import Times, stages
 from llmio_probe.identity.roles import FIRST_UNDECIDED, OTHER_ROLE, ROLES
 from llmio_probe.kernel.records import Engine, Op, OwnerKind, Path, Records, RequestFlag
 
@@ -61,11 +63,6 @@ _STREAM_BITS = _DISTRIBUTION_BITS + _WAY_BITS
 _ERROR_BITS = _DEVICE_BITS + _OP_BITS + _STATUS_BITS
 _NO_DEVICE = (1 << _DEVICE_BITS) - 1
 """In the place of a device's row: of OTHER_DEVICE, and of any device after so many. Those have no use of their own."""
-
-_FEWER = 4
-"""Adding up the runs of one distribution first pays where there are so many fewer of them than records."""
-_PIECE = 1 << 14
-"""Records at once: what is made of so many stays in a CPU's own cache."""
 
 STREAM_SERIES, WORKER_SERIES, SIZE_SERIES, LATENCY_SERIES, ERROR_SERIES = 2, 1, 17, 51, 1
 """What Prometheus shows of a stream: requests and bytes; of who has any; of each (owner, device, op, role), and of each
@@ -175,13 +172,15 @@ class Series:
         places = self._places(samples, owners, roles)
         whole = samples["flags"] & RequestFlag.PART == 0
         self._add_bytes(samples, samples["bytes"] * counts, np.where(whole, counts, 0), places, files)
+        rows = np.bincount(places.distributions).nonzero()[0]
+        which = batch.spread(np.searchsorted(rows, places.distributions))
         if whole.all():
             self._add_whole(samples, counts, places)
-            self._add_times(batch.records, batch.spread(places.distributions))
+            self._add_times(batch.records, rows, which, batch.lengths)
         elif whole.any():  # from here on a part is nothing
             self._add_whole(samples[whole], counts[whole], places.where(whole))
             chosen = batch.spread(whole)
-            self._add_times(select(batch.records, chosen), batch.spread(places.distributions)[chosen])
+            self._add_times(select(batch.records, chosen), rows, which[chosen], None)
 
     def add_overflow(
         self, totals: Records, owners: NDArray[np.int32], roles: Ints | None = None,
@@ -293,50 +292,52 @@ class Series:
         self._devices.add_at("bytes", device, op, np.where(_DATA_OPS[op], request_bytes, 0))
         self._devices.add_at("requeues", device, op, requeues)
 
-    def _add_times(self, records: Records, rows: Ints) -> None:
-        """What no combination shares: latencies, and busy time. rows: each one's distributions, shape (n,)."""
+    def _add_times(self, records: Records, rows: Ints, which: Ints, lengths: Ints | None) -> None:
+        """What no combination shares: latencies, and busy time.
+
+        rows: of distributions, shape (r,). which: an index into these of each record, shape (n,). lengths: of runs.
+        """
         below = _ROLE_BITS + _WAY_BITS - self._joined_bits
-        uses = self._distributions.keys >> below & (1 << _DEVICE_BITS + _OP_BITS) - 1
+        uses = self._distributions.keys[rows] >> below & (1 << _DEVICE_BITS + _OP_BITS) - 1
         use_of = uses.astype(np.uint16)
-        before = self._distributions["total_sum"].copy()
+        times = {stage: Times(len(rows)) for stage in STAGES}
+        heads = None if lengths is None else np.cumsum(lengths) - lengths
         busy = []
-        for first in range(0, len(records), _PIECE):
-            piece = slice(first, first + _PIECE)
+        for first in range(0, len(records), PIECE):
+            piece = slice(first, first + PIECE)
             made, issued, done = (records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
-            self._add_latencies(made, issued, done, rows[piece])
-            busy.append(_busy_intervals(use_of.take(rows[piece]), issued, done))
-        in_flight = self._distributions["total_sum"] - before
-        self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, in_flight)
+            own = None if heads is None else heads[slice(*np.searchsorted(heads, (first, first + PIECE)))] - first
+            self._add_latencies(times, made, issued, done, rows, which[piece], own)
+            busy.append(_busy_intervals(use_of, which[piece], issued, done, own))
+        for stage, found in times.items():
+            self._distributions[stage][rows] += by_bucket(found.counts, LATENCY_EXPONENTS)
+            self._distributions.add(f"{stage}_sum", rows, found.sums)
+            if self._detail:
+                self._distributions.raise_to(f"{stage}_max", rows, found.largest)
+        self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, times["total"].sums)
         self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
-    def _add_latencies(self, made: Ints, issued: Ints, done: Ints, rows: Ints) -> None:
+    def _add_latencies(
+        self, times: Mapping[Stage, Times], made: Ints, issued: Ints, done: Ints, rows: Ints, which: Ints,
+        heads: Ints | None,
+    ) -> None:  # fmt: skip
         if min(made.min(), issued.min(), done.min()) <= 0:  # few are, so that they do not slow down the others
             known = np.minimum(np.minimum(made, issued), done) > 0
             some = ~known
-            for stage, start, end in _stages(made[some], issued[some], done[some]):
+            for stage, start, end in stages(made[some], issued[some], done[some]):
                 both = (start > 0) & (end > 0)
-                self._add_stage(stage, (end - start)[both], rows[some][both])
-            made, issued, done, rows = made[known], issued[known], done[known], rows[known]
-        heads = np.concatenate([[0], np.flatnonzero(rows[1:] != rows[:-1]) + 1])
-        for stage, start, end in _stages(made, issued, done):
-            self._add_stage(stage, end - start, rows, heads)
+                self._add_stage(stage, times[stage], (end - start)[both], rows, which[some][both], None)
+            made, issued, done, which, heads = made[known], issued[known], done[known], which[known], None
+        for stage, start, end in stages(made, issued, done):
+            self._add_stage(stage, times[stage], end - start, rows, which, heads)
 
-    def _add_stage(self, stage: Stage, ns: Ints, rows: Ints, heads: Ints | None = None) -> None:
-        """heads: where runs of one distribution begin, if they are known."""
-        if not len(rows):
-            return
-        np.maximum(ns, 0, out=ns)  # the clocks of two CPUs may differ
-        values = ns.astype(np.float64)
-        self._distributions.add_at(stage, rows, bucket(values, LATENCY_EXPONENTS))
+    def _add_stage(self, stage: Stage, times: Times, ns: Ints, rows: Ints, which: Ints, heads: Ints | None) -> None:
+        if ns.min(initial=0) < 0:  # the clocks of two CPUs may differ
+            np.maximum(ns, 0, out=ns)
+        times.add(ns, which, heads)
         if self._detail:
-            self._distributions.add_at(f"{stage}_fine", rows, latencies.column(values))
-        sums, largest, at = values, values, rows
-        # One by one, additions to the same sum wait for each other.
-        if heads is not None and _FEWER * len(heads) < len(rows):
-            sums, largest, at = np.add.reduceat(values, heads), np.maximum.reduceat(values, heads), rows[heads]
-        self._distributions.add(f"{stage}_sum", at, sums)
-        if self._detail:
-            self._distributions.raise_to(f"{stage}_max", at, largest)
+            times.compare(ns, which, heads)
+            self._distributions.add_at(f"{stage}_fine", rows.take(which), latencies.column(ns))
 
     def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
         """uses: a device and op each, as in ``_busy``."""
@@ -509,20 +510,18 @@ class Series:
         return {int(self._devices.keys[index]): busy.nanoseconds / 1e9 for index, busy in self._device_busy.items()}
 
 
-def _stages(made: Ints, issued: Ints, done: Ints) -> tuple[tuple[Stage, Ints, Ints], ...]:
-    """Each with when it began and when it ended."""
-    return ("queue", made, issued), ("device", issued, done), ("total", made, done)
-
-
 def _busy_intervals(
-    uses: NDArray[np.uint16], issued: Ints, done: Ints
+    use_of: NDArray[np.uint16], which: Ints, issued: Ints, done: Ints, heads: Ints | None
 ) -> tuple[NDArray[np.uint16], Ints, Ints]:  # fmt: skip
     """Few with the same union, by use."""
     seen = issued <= done
     if issued.min(initial=1) <= 0 or not seen.all():
         seen &= issued > 0
-        uses, issued, done = uses[seen], issued[seen], done[seen]
-    return chains(uses, issued, done)
+        which, issued, done = which[seen], issued[seen], done[seen]
+    elif heads is not None:
+        first, issued, done = joined(heads[1:], issued, done)
+        which = which[first]
+    return chains(use_of.take(which), issued, done)
 
 
 def _with_roles(table: Rows, below: int, final: Mapping[int, int]) -> tuple[Rows, Ints | None]:

@@ -57,7 +57,7 @@ class Rows:
 
     def add(self, field: str, rows: NDArray[np.int64], amounts: NDArray[Any] | None = None) -> None:
         """Add amounts (1 each without) to a one-number field, rows repeating freely. Exact below 2^53 a batch."""
-        _add(self[field], rows, amounts)
+        add_at_places(self[field], rows, amounts)
 
     def add_at(
         self, field: str, rows: NDArray[np.int64], columns: NDArray[Any], amounts: NDArray[Any] | None = None
@@ -66,7 +66,7 @@ class Rows:
         totals = self[field]
         places = rows * totals.shape[1]
         places += columns
-        _add(totals.reshape(-1), places, amounts)
+        add_at_places(totals.reshape(-1), places, amounts)
 
     def raise_to(self, field: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Keep the largest value seen in a one-number field."""
@@ -107,8 +107,8 @@ class Rows:
         self._sorted = keys[self._row_of]
 
 
-def _add(totals: NDArray[Any], places: NDArray[np.int64], amounts: NDArray[Any] | None) -> None:
-    """totals: shape (places there are,)."""
+def add_at_places(totals: NDArray[Any], places: NDArray[np.int64], amounts: NDArray[Any] | None) -> None:
+    """Add amounts (1 each without) to totals, shape (places there are,), places repeating freely."""
     if len(totals) > _SPARSE * len(places):
         # Of the field's own type: with any other, NumPy takes a path that is 30 times slower.
         np.add.at(totals, places, totals.dtype.type(1) if amounts is None else amounts.astype(totals.dtype))
