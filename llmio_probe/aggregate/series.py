@@ -43,7 +43,7 @@ from llmio_probe.aggregate.rows import (
     Submission,
 )
 from llmio_probe.aggregate.table import Rows
-from llmio_probe.aggregate.times import Times, stages
+from llmio_probe.aggregate.times import Times
 from llmio_probe.identity.roles import FIRST_UNDECIDED, OTHER_ROLE, ROLES
 from llmio_probe.kernel.records import Engine, Op, OwnerKind, Path, Records, RequestFlag
 
@@ -300,44 +300,30 @@ class Series:
         below = _ROLE_BITS + _WAY_BITS - self._joined_bits
         uses = self._distributions.keys[rows] >> below & (1 << _DEVICE_BITS + _OP_BITS) - 1
         use_of = uses.astype(np.uint16)
-        times = {stage: Times(len(rows)) for stage in STAGES}
+        times = Times(len(rows))
         heads = None if lengths is None else np.cumsum(lengths) - lengths
         busy = []
         for first in range(0, len(records), PIECE):
             piece = slice(first, first + PIECE)
-            made, issued, done = (records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns"))
+            when = np.stack([records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns")])
             own = None if heads is None else heads[slice(*np.searchsorted(heads, (first, first + PIECE)))] - first
-            self._add_latencies(times, made, issued, done, rows, which[piece], own)
-            busy.append(_busy_intervals(use_of, which[piece], issued, done, own))
-        for stage, found in times.items():
-            self._distributions[stage][rows] += by_bucket(found.counts, LATENCY_EXPONENTS)
-            self._distributions.add(f"{stage}_sum", rows, found.sums)
+            ns, places = times.add(when, which[piece], own)
             if self._detail:
-                self._distributions.raise_to(f"{stage}_max", rows, found.largest)
-        self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, times["total"].sums)
+                self._add_detail(ns, *np.divmod(places, len(rows)), rows)
+            busy.append(_busy_intervals(use_of, which[piece], when[1], when[2], own))
+        for stage, counts, sums in zip(STAGES, times.counts, times.sums, strict=True):
+            self._distributions[stage][rows] += by_bucket(counts, LATENCY_EXPONENTS)
+            self._distributions.add(f"{stage}_sum", rows, sums)
+        total = times.sums[STAGES.index("total")]
+        self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, total)
         self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
-    def _add_latencies(
-        self, times: Mapping[Stage, Times], made: Ints, issued: Ints, done: Ints, rows: Ints, which: Ints,
-        heads: Ints | None,
-    ) -> None:  # fmt: skip
-        if min(made.min(), issued.min(), done.min()) <= 0:  # few are, so that they do not slow down the others
-            known = np.minimum(np.minimum(made, issued), done) > 0
-            some = ~known
-            for stage, start, end in stages(made[some], issued[some], done[some]):
-                both = (start > 0) & (end > 0)
-                self._add_stage(stage, times[stage], (end - start)[both], rows, which[some][both], None)
-            made, issued, done, which, heads = made[known], issued[known], done[known], which[known], None
-        for stage, start, end in stages(made, issued, done):
-            self._add_stage(stage, times[stage], end - start, rows, which, heads)
-
-    def _add_stage(self, stage: Stage, times: Times, ns: Ints, rows: Ints, which: Ints, heads: Ints | None) -> None:
-        if ns.min(initial=0) < 0:  # the clocks of two CPUs may differ
-            np.maximum(ns, 0, out=ns)
-        times.add(ns, which, heads)
-        if self._detail:
-            times.compare(ns, which, heads)
-            self._distributions.add_at(f"{stage}_fine", rows.take(which), latencies.column(ns))
+    def _add_detail(self, ns: Ints, stages: Ints, which: Ints, rows: Ints) -> None:
+        """Latencies, with a stage and an index into rows each."""
+        for index, stage in enumerate(STAGES):
+            own = stages == index
+            self._distributions.raise_to(f"{stage}_max", rows[which[own]], ns[own])
+            self._distributions.add_at(f"{stage}_fine", rows[which[own]], latencies.column(ns[own]))
 
     def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
         """uses: a device and op each, as in ``_busy``."""
