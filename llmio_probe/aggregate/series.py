@@ -305,7 +305,7 @@ class Series:
         busy = []
         for first in range(0, len(records), PIECE):
             piece = slice(first, first + PIECE)
-            when = np.stack([records[name][piece].astype(np.int64) for name in ("made_ns", "issued_ns", "done_ns")])
+            when = _when(records[piece])
             own = None if heads is None else heads[slice(*np.searchsorted(heads, (first, first + PIECE)))] - first
             ns, places = times.add(when, which[piece], own)
             if self._detail:
@@ -494,6 +494,14 @@ class Series:
     def device_busy_seconds(self) -> dict[int, float]:
         """By device, whatever the op: seconds with at least one request issued and not done."""
         return {int(self._devices.keys[index]): busy.nanoseconds / 1e9 for index, busy in self._device_busy.items()}
+
+
+def _when(records: Records) -> Ints:
+    """When each was made, issued and done, shape (3, n)."""
+    when = np.empty((3, len(records)), np.int64)
+    for row, name in zip(when, ("made_ns", "issued_ns", "done_ns"), strict=True):
+        row[:] = records[name]
+    return when
 
 
 def _busy_intervals(
