@@ -29,6 +29,7 @@ from tests.bench.measures.reader import reader
 from tests.bench.measures.scrape import scrape
 from tests.bench.measures.start import start
 from tests.bench.measures.throughput import throughput
+from tests.bench.measures.two_cpus import two_cpus
 from tests.bench.measures.two_probes import two_probes
 from tests.bench.setting import FULL, QUICK, Setting, setting
 from tests.bench.table import Row, Table
@@ -38,7 +39,7 @@ from tests.page import put
 
 Measure = Callable[[Setting], Iterator[Row]]
 MEASURES = (
-    kernel_cost, file_cost, throughput, two_probes, call_cost, losses, reader, start, daemon, scrape
+    kernel_cost, file_cost, throughput, two_probes, call_cost, losses, two_cpus, reader, start, daemon, scrape
 )  # fmt: skip
 """In the order of the table."""
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,46 @@
+"""What it costs a CPU that another one has records to hand over, too: each has a ring of its own (bpf/rings.h)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.bench.setting import Setting
+from tests.bench.table import Figure, Row
+from tests.live.output_side import OutputSide, compiled, output_side, request, together
+
+RECORDS = 50_000
+"""At one go: as many as nearly fill a ring of a machine with two CPUs."""
+OVERLAP = 0.9
+"""So much of the time both must have written for the time to tell anything."""
+TRIES = 100
+
+
+def two_cpus(setting: Setting) -> Iterator[Row]:
+    if (os.cpu_count() or 1) < 2:
+        return
+    alone, shares = [], []
+    with (
+        tempfile.TemporaryDirectory(prefix="llmio-bench-") as folder,
+        output_side(compiled(True, Path(folder)), True) as side,
+    ):
+        for _ in range(setting.effort.pairs):
+            [single] = _times(side, [0])
+            alone.append(single / RECORDS)
+            shares.append(max(_times(side, [0, 1])) / single)
+    yield Row("ns to hand over a record, one CPU alone", Figure(alone))
+    yield Row("the same on each of two CPUs at the same time, as a share of that", Figure(shares, "{:.2f}"))
+
+
+def _times(side: OutputSide, cpus: Sequence[int]) -> list[int]:
+    """Nanoseconds for all records, on these CPUs at the same time."""
+    for _ in range(TRIES):
+        spans = side.push_together(request(), RECORDS, cpus)
+        found = len(side.rings.read())
+        if found != RECORDS * len(cpus):
+            raise RuntimeError(f"{found} records came of {RECORDS} from each of {len(cpus)} CPUs")
+        if together(spans) >= OVERLAP:
+            return [span.end - span.begin for span in spans]
+    raise RuntimeError("two CPUs are never free at the same time here, so that they cannot be compared")
