@@ -207,6 +207,13 @@ OVERFLOWED_REQUESTS = Metric(
     (),
     "Requests counted in the kernel's overflow table because the ring was full: totals exact, detail lost.",
 )
+INTRODUCTIONS_REPEATED = Metric(
+    "llmio_introductions_repeated_total",
+    "counter",
+    ("kind",),
+    "Times that a process or a file could not be introduced because its ring was full, and was again at its next "
+    "request: nothing is lost, but a name may come late.",
+)
 MISSED_PROBES = Metric(
     "llmio_missed_probes_total",
     "counter",
@@ -296,6 +303,7 @@ METRICS = (
     REQUESTS_UNOWNED,
     RECORDS_LOST,
     OVERFLOWED_REQUESTS,
+    INTRODUCTIONS_REPEATED,
     MISSED_PROBES,
     PROGRAM_COST,
     WORKER_INFO,

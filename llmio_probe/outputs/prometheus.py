@@ -233,6 +233,8 @@ def _add_probe(samples: _Samples, snapshot: Snapshot) -> None:
     state, losses = snapshot.state, snapshot.state.losses
     samples.add(metrics.RECORDS_LOST, (), losses.requests + losses.calls)
     samples.add(metrics.OVERFLOWED_REQUESTS, (), losses.overflowed_requests)
+    samples.add(metrics.INTRODUCTIONS_REPEATED, ("process",), losses.processes)
+    samples.add(metrics.INTRODUCTIONS_REPEATED, ("file",), losses.files)
     samples.add(metrics.SERIES_FOLDED, (), snapshot.folded)
     samples.add(metrics.CONFIG_RELOADED, (), float(snapshot.config_right))
     samples.add(metrics.CONFIG_READ, (), snapshot.config_read)

@@ -29,6 +29,7 @@ NAMES = {
     "llmio_shared_writers_bytes_total",
     "llmio_requests_started_total", "llmio_requests_merged_total", "llmio_requests_expired_total",
     "llmio_requests_unowned_total", "llmio_records_lost_total", "llmio_overflowed_requests_total",
+    "llmio_introductions_repeated_total",
     "llmio_missed_probes_total", "llmio_program_cost_seconds", "llmio_worker_info", "llmio_device_info",
     "llmio_series_folded_total", "llmio_kernel_memory_bytes", "llmio_ring_peak_ratio", "llmio_build_info",
     "llmio_config_last_reload_successful", "llmio_config_last_reload_success_timestamp_seconds",

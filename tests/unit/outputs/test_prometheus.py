@@ -113,6 +113,8 @@ def test_counters_and_gauges_are_exposed_to_the_byte(scrape: Any, full_snapshot:
         "llmio_shared_writers_bytes_total 4096.0",
         "llmio_records_lost_total 0.0",
         "llmio_overflowed_requests_total 0.0",
+        'llmio_introductions_repeated_total{kind="process"} 0.0',
+        'llmio_introductions_repeated_total{kind="file"} 0.0',
         "llmio_series_folded_total 0.0",
         'llmio_missed_probes_total{program="issue"} 0.0',
         'llmio_program_cost_seconds{program="issue"} 1.5e-07',
@@ -345,10 +347,11 @@ def test_attribution_counts_disks_only(samples: Any, snapshot: Snapshot, dm: int
 
 
 def test_lost_records_are_summed_over_the_rings(samples: Any, snapshot: Snapshot, state: ProbeState) -> None:
-    losses = replace(state.losses, requests=1, calls=2, processes=4, missed_probes={"issue": 8})
+    losses = replace(state.losses, requests=1, calls=2, processes=4, missed_probes={"issue": 8}, files=16)
     seen = replace(snapshot, state=replace(state, losses=losses))
     assert samples(seen, "llmio_records_lost_total") == {(): 3}
     assert samples(seen, "llmio_missed_probes_total") == {("issue",): 8}
+    assert samples(seen, "llmio_introductions_repeated_total") == {("process",): 4, ("file",): 16}
 
 
 def test_worker_info_is_one_row_a_slot_that_shows_with_its_newest_process(
