@@ -20,6 +20,7 @@ from llmio_probe.kernel.loading import SLOTS
 from tests.live.daemons import Daemon
 from tests.live.harness import (
     HANG,
+    Actor,
     Disk,
     Document,
     Live,
@@ -34,6 +35,7 @@ from tests.live.system import Volume
 
 STOPPED_SECONDS = 10
 FILE_BYTES = 64 << 20
+WRITTEN_BYTES = 5003 * 4096
 
 
 @dataclass
@@ -71,14 +73,23 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def overrun(reader: int, volume: Volume, folder: Path) -> list[Job]:
-    """A job begins while the reader looks, one on another file while it is stopped; both end before it goes on."""
+def nothing() -> None:
+    """What is done meanwhile, if nothing is."""
+
+
+def overrun(reader: int, volume: Volume, folder: Path, meanwhile: Callable[[], object] = nothing) -> list[Job]:
+    """A job begins while the reader looks, one on another file while it is stopped; both end before it goes on.
+
+    meanwhile: called when both have been at it for a while.
+    """
     paths = [volume.folder / "model.safetensors", volume.folder / "model.gguf"]
     first = start_job(paths[0], STOPPED_SECONDS + 1, folder, "first")
     with first.process:
         time.sleep(1)
         with stopped(reader):
             second = start_job(paths[1], STOPPED_SECONDS - 2, folder, "second")
+            time.sleep(STOPPED_SECONDS / 2)
+            meanwhile()
             for job in (second, first):
                 assert job.process.wait(HANG) == 0
     return [first, second]
@@ -98,7 +109,14 @@ def test_a_session_whose_reader_stood_still_has_every_request_byte_name_and_role
 
     before = transferred(disk.device)
     session = live("--all", "--device", disk.device)
-    jobs = overrun(session.process.pid, ext4_volume, tmp_path)
+    written = ext4_volume.folder / "offload.swp"
+    with Actor() as writer:
+
+        def write() -> None:
+            writer.do("write", written, 0, WRITTEN_BYTES)
+            ext4_volume.settle()
+
+        jobs = overrun(session.process.pid, ext4_volume, tmp_path, write)
     stir(disk)  # a completion that the host did not show (docs/kernel.md) is told now, with its owner and its bytes
     after = transferred(disk.device)
     seen = Observed(Watched(session.interrupt()), {op: after[op] - before[op] for op in before}, jobs)
@@ -119,7 +137,11 @@ def test_a_session_whose_reader_stood_still_has_every_request_byte_name_and_role
         assert stream["latency_seconds"]["total"]["max"] >= stream["latency_seconds"]["device"]["p50"] > 0
         asked = submission(report, pid)
         assert (asked["requests"], asked["bytes"]) == (job.requests, job.requests * 4096)
-    assert seen.watched.total("bytes", op="read") == seen.transferred["read"]
+    assert seen.watched.total("bytes", pid=writer.pid, op="write", engine="posix", path="writeback") == WRITTEN_BYTES
+    assert seen.watched.total("bytes", pid=writer.pid) == WRITTEN_BYTES
+    assert seen.bytes_of(written) == {writer.pid: (0, WRITTEN_BYTES)}
+    for op in ("read", "write"):
+        assert seen.watched.total("bytes", op=op) == seen.transferred[op]
     assert 0 < report["devices"][0]["busy_seconds"] <= report["duration_seconds"]
 
 
