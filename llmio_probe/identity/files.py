@@ -48,7 +48,7 @@ class File:
     mount_device: int | None = None
     """What mountinfo calls its filesystem."""
     inside: str | None = None
-    """Its path from the root of its filesystem."""
+    """Its path from the root of its filesystem. A daemon keeps it only of those whose path on the host is not known."""
     path: str | None = None
     """Its path on the host. With "…" in front only the end of it is known: it is deeper than what the kernel reads."""
     deleted: bool | None = None
@@ -72,7 +72,6 @@ class Files:
         self._limit = limit
         self._handles = handles or Handles()
         self._table = _Table()
-        self._by_key: dict[Key, File] = {}
         self._next_index = NO_FILE + 1
         self._views: dict[int, tuple[int, View]] = {}  # by tgid: the process's start, and how it sees files
         self._again: dict[int, int] = {}  # tgids to be met again, and their starts
@@ -146,10 +145,10 @@ class Files:
 
     def _see(self, sights: Sequence[FileSight]) -> None:
         keys = [(sight.device, sight.inode, sight.generation) for sight in sights]
-        self._add(dict.fromkeys(key for key in keys if key not in self._by_key))
-        self._table.touch(keys)
-        for key, sight in zip(keys, sights, strict=True):
-            self._apply(self._by_key[key], sight)
+        known = self._table.rows(*_columns(keys)) != 0
+        self._add(dict.fromkeys(key for key, old in zip(keys, known.tolist(), strict=True) if not old))
+        for index, sight in zip(self._table.touch(keys).tolist(), sights, strict=True):
+            self._apply(self.files[index], sight)
 
     def _learn_missing(self, records: Records) -> None:
         """Records of files that the kernel did not announce: raw devices, which it never does, and lost ones."""
@@ -162,7 +161,6 @@ class Files:
     def _add(self, new: Collection[Key]) -> list[File]:
         """Each key once."""
         files = [File(self._free_index(), *key) for key in new]
-        self._by_key.update(zip(new, files, strict=True))
         self.files.update((file.index, file) for file in files)
         self._table.add(list(new), [file.index for file in files])
         return files
@@ -192,8 +190,12 @@ class Files:
         file.path = self._mounts.host_path(file.mount_device, file.inside)
         if file.path is None:
             self._unplaced.add(file.index)
-        else:
-            self._unplaced.discard(file.index)
+            return
+        self._unplaced.discard(file.index)
+        if file.path == file.inside:
+            file.path = file.inside  # one string, not two that are alike
+        if self._limit is not None:
+            file.inside = None  # a daemon does not ask for it again
 
     def _meet(self, tgid: int, start_ns: int) -> None:
         view = self._mounts.view(tgid)
@@ -206,10 +208,9 @@ class Files:
             del self._views[tgid]  # it was another process's
 
     def _forget(self, limit: int) -> None:
-        """Down to three quarters, so that not every batch has to."""
-        for index in self._table.drop(limit - limit // 4).tolist():
-            file = self.files.pop(index)
-            del self._by_key[file.device, file.inode, file.generation]
+        """Down to seven eighths, so that not every batch has to."""
+        for index in self._table.drop(limit - -(-limit // 8)).tolist():
+            del self.files[index]
             self._unplaced.discard(index)
 
 
@@ -235,9 +236,11 @@ class _Table:
         self.indexes, self.used = grown(self.indexes, last), grown(self.used, last)
         self.indexes[first:last], self.used[first:last] = indexes, self.passes
 
-    def touch(self, keys: Sequence[Key]) -> None:
-        """They are in it and used in this pass."""
-        self.used[self.rows(*_columns(keys))] = self.passes
+    def touch(self, keys: Sequence[Key]) -> NDArray[np.int32]:
+        """They are in it and used in this pass. Returns their indexes."""
+        rows = self.rows(*_columns(keys))
+        self.used[rows] = self.passes
+        return self.indexes.take(rows)
 
     def drop(self, keep: int) -> NDArray[np.int32]:
         """All but the ``keep`` last used and those of this pass. Returns the indexes of the others."""

@@ -86,6 +86,8 @@ class RuleSet:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules = tuple(rules)
         self._places: dict[str, list[int]] = {}  # by needle
+        self._at: dict[tuple[int, ...], tuple[Rule, ...]] = {}
+        """The rules at places, as returned so far: many paths have the same."""
         for place, rule in enumerate(self._rules):
             for needle in {needle for pattern in rule.patterns for needle in pattern.needles}:
                 self._places.setdefault(needle, []).append(place)
@@ -94,7 +96,10 @@ class RuleSet:
         """If only the end of the path is known, it does not begin with a slash."""
         path = path if path.startswith("/") else f"/{path}"
         places = {place for needle, places in self._places.items() if needle in path for place in places}
-        return tuple(rule for place in sorted(places) if (rule := self._rules[place]).pattern_for(path) is not None)
+        fitting = tuple(place for place in sorted(places) if self._rules[place].pattern_for(path) is not None)
+        if fitting not in self._at:
+            self._at[fitting] = tuple(self._rules[place] for place in fitting)
+        return self._at[fitting]
 
 
 def decide(

@@ -79,7 +79,7 @@ _OWNER = (1 << 32) - 1
 """The bits of a pair's key that are its owner; above them is its file."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Pair:
     """A file and an owner of requests for it, with what its role was judged by."""
 
@@ -132,7 +132,6 @@ class RoleBook:
         self._use = np.full(1, _UNUSED)
         self._signs = np.zeros(1, np.uint8)
         self._frameworks: dict[int, str | None] = {}  # by owner
-        self._rules_of: dict[int, tuple[str, tuple[Rule, ...]]] = {}  # by file: its path, and the rules for that
         self._open: dict[int, _Pair] = {}  # by undecided id
         self._closed: dict[int, int] = {}  # of those that were dropped, their role
         self._sweep_at = 1000
@@ -195,7 +194,6 @@ class RoleBook:
         """Other rules from now on: every pair is judged anew when it is met again."""
         self._rules = RuleSet(rules)
         self._read_header = read_header
-        self._rules_of.clear()
         for pair in self._pairs[1:]:
             pair.path, pair.rules, pair.header, pair.tries, pair.next_look = None, (), None, 0, -math.inf
 
@@ -231,7 +229,7 @@ class RoleBook:
         for pair in due:
             path = pair.file.path
             if path != pair.path:
-                pair.path, pair.rules = path, self._rules_for(pair.number, path)
+                pair.path, pair.rules = path, () if path is None else self._rules.for_path(path)
                 pair.header, pair.tries, pair.next_look = None, 0, -math.inf
             if self._wants_header(pair):
                 if headers:
@@ -244,14 +242,6 @@ class RoleBook:
             else:
                 pair.next_look = math.inf
             self._judge(pair)
-
-    def _rules_for(self, number: int, path: str | None) -> tuple[Rule, ...]:
-        if path is None:
-            return ()
-        known = self._rules_of.get(number)
-        if known is None or known[0] != path:
-            known = self._rules_of[number] = path, self._rules.for_path(path)
-        return known[1]
 
     def _judge(self, pair: _Pair) -> None:
         framework = self._framework(pair)
@@ -351,7 +341,6 @@ class RoleBook:
         stays[list(rows)] = False
         for row in rows:
             pair = self._pairs[row]
-            self._rules_of.pop(pair.number, None)
             if pair.id is not None:
                 self._closed[pair.id] = self._open.pop(pair.id).role
         self._pairs = [pair for pair in self._pairs if stays[pair.row]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -100,4 +101,5 @@ def machine(where: Setting, load: float) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made for it is removed then, too
     main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -227,4 +228,5 @@ def left_behind(running: Daemon) -> Promise:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made for it is removed then, too
     sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60))

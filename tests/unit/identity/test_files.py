@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmio_probe.daemon import FILES
 from llmio_probe.identity.devices import Devices
 from llmio_probe.identity.files import NO_FILE, File, Files
 from llmio_probe.identity.handles import Handles
@@ -18,6 +20,7 @@ from llmio_probe.identity.mounts import Mounts
 from llmio_probe.kernel.records import REQUEST, FileSight, ProcessFlag, Records
 from tests.unit.identity.conftest import THEIRS, TOP, Proc, announced
 
+MAPS = Path(__file__).parents[3] / "bpf" / "maps.h"
 DISK = 254 << 20
 DATA = 259 << 20 | 2
 
@@ -185,6 +188,13 @@ def test_the_least_recently_used_files_go(make_files: MakeFiles) -> None:
     files.resolve(asked(*numbered(1)))
     seen(files, *numbered(5))
     assert known(files) == {4, 1, 5}
+
+
+def test_a_daemon_remembers_more_files_than_the_kernel_does() -> None:
+    """So what it has forgotten the kernel has, too, and tells again."""
+    kernels = re.search(r"#define FILES_MAX (\d+)", MAPS.read_text())
+    assert kernels
+    assert int(kernels[1]) < FILES * 7 // 8
 
 
 def test_a_forgotten_files_index_is_not_used_again_soon(make_files: MakeFiles) -> None:
