@@ -67,8 +67,8 @@ def bucket(values: NDArray[Any], exponents: tuple[int, int]) -> NDArray[np.int64
 def by_bucket(counts: NDArray[np.int64], exponents: tuple[int, int]) -> NDArray[np.int64]:
     """Counts by octave, shape (n, OCTAVES), as counts by bucket, shape (n, edges + 1)."""
     first, last = exponents
-    below, above = counts[:, : first + 1].sum(axis=1), counts[:, last + 1 :].sum(axis=1)
-    return np.column_stack([below, counts[:, first + 1 : last + 1], above])
+    folded: NDArray[np.int64] = np.add.reduceat(counts, [0, *range(first + 1, last + 2)], axis=1)
+    return folded
 
 
 def float_bits(values: NDArray[Any]) -> NDArray[np.int64]:

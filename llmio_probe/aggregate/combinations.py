@@ -77,8 +77,8 @@ class Combined:
     """A batch of n requests in k combinations.
 
     records: all n, as they came. samples: shape (k,), one record of each, 0 in the fields that are left out.
-    counts: shape (k,), how many records there are of each. lengths: of the runs of records that are alike, all of which
-    are of one combination; None: hardly any follows one that it is like.
+    counts: shape (k,), how many records there are of each. lengths: of the runs of records that are alike, also in
+    their queue, and so of one combination; None: hardly any follows one that it is like.
     """
 
     records: Records

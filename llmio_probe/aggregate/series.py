@@ -309,21 +309,23 @@ class Series:
             own = None if heads is None else heads[slice(*np.searchsorted(heads, (first, first + PIECE)))] - first
             ns, places = times.add(when, which[piece], own)
             if self._detail:
-                self._add_detail(ns, *np.divmod(places, len(rows)), rows)
+                self._add_detail(ns, places, rows)
             busy.append(_busy_intervals(use_of, which[piece], when[1], when[2], own))
         for stage, counts, sums in zip(STAGES, times.counts, times.sums, strict=True):
             self._distributions[stage][rows] += by_bucket(counts, LATENCY_EXPONENTS)
-            self._distributions.add(f"{stage}_sum", rows, sums)
+            self._distributions[f"{stage}_sum"][rows] += sums
         total = times.sums[STAGES.index("total")]
         self._devices.add_at("in_flight", uses >> _OP_BITS, uses & (1 << _OP_BITS) - 1, total)
         self._add_busy(*map(np.concatenate, zip(*busy, strict=True)))
 
-    def _add_detail(self, ns: Ints, stages: Ints, which: Ints, rows: Ints) -> None:
-        """Latencies, with a stage and an index into rows each."""
+    def _add_detail(self, ns: Ints, places: Ints, rows: Ints) -> None:
+        """As Times.add returns them: those of one stage after those of another, with places for all rows each."""
+        begins = np.searchsorted(places, len(rows) * np.arange(len(STAGES) + 1))
         for index, stage in enumerate(STAGES):
-            own = stages == index
-            self._distributions.raise_to(f"{stage}_max", rows[which[own]], ns[own])
-            self._distributions.add_at(f"{stage}_fine", rows[which[own]], latencies.column(ns[own]))
+            own = slice(begins[index], begins[index + 1])
+            at = rows.take(places[own] - index * len(rows))
+            self._distributions.raise_to(f"{stage}_max", at, ns[own])
+            self._distributions.add_at(f"{stage}_fine", at, latencies.column(ns[own]))
 
     def _add_busy(self, uses: NDArray[np.uint16], starts: Ints, ends: Ints) -> None:
         """uses: a device and op each, as in ``_busy``."""

@@ -1,4 +1,4 @@
-"""How long the requests of a batch took, by stage: counted, added up and compared for groups of them.
+"""How long the requests of a batch took, by stage: counted and added up for groups of them.
 
 Only this arithmetic may go in here: what a group is, and where its totals are kept, is for series.py.
 """

@@ -26,7 +26,7 @@ class DeviceCounts:
 class Losses:
     """What did not reach user space as a record: requests and calls of which only totals are left, or not even a name.
 
-    processes, files: introductions that found no room; each comes again with the next request, so none is lost.
+    processes, files: introductions that found no room; each is tried again with the next request, if there is one.
     missed_probes: runs that the kernel skipped, by program; empty where it does not count them (before 5.12).
     overflowed_requests: added up by owner, file and so on, so that totals are exact.
     """

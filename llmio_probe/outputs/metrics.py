@@ -211,8 +211,8 @@ INTRODUCTIONS_REPEATED = Metric(
     "llmio_introductions_repeated_total",
     "counter",
     ("kind",),
-    "Times that a process or a file could not be introduced because its ring was full, and was again at its next "
-    "request: nothing is lost, but a name may come late.",
+    "Times that a ring had no room to introduce a process or a file, which is tried again at its next request: no "
+    "request or byte is lost, but a name comes late, or not at all if there is none.",
 )
 MISSED_PROBES = Metric(
     "llmio_missed_probes_total",

@@ -34,11 +34,11 @@ STOOD_STILL = 123
 TIMED_OUT = 124
 DIED = 125
 IS_UP = "vm: Linux "
-"""How the line begins with which session.sh says so."""
+"""What session.sh says then."""
 UP_SECONDS = 90
-"""Until then: it takes 7 to 12 s. An emulated timer can get lost while a kernel boots (seen of 5.10 and 6.1, one of some
-hundred boots on a busy machine, "Possible timer handling issue"): a processor then idles for ever, before anything of
-ours has run in the guest."""
+"""Until then: it takes 7 to 12 s. An emulated timer can get lost while a kernel boots (seen of 5.10 and 6.1, in one of
+some hundred boots on a busy machine, "Possible timer handling issue"): a processor then idles for ever, before anything
+of ours has run in the guest."""
 BOOTS_AT_MOST = 3
 """So often is a guest that stands still before it is up booted."""
 SCRIPTS = ("session.sh", "systemd.sh", "finish.sh")
@@ -254,7 +254,7 @@ def watch(argv: Sequence[str], environment: dict[str, str], limits: Limits, writ
         try:
             assert process.stdout
             for line in process.stdout:
-                if line.startswith(IS_UP):
+                if IS_UP in line:  # a kernel's own message may be in front
                     up.set()
                 last.append(line.rstrip("\n"))
                 write(line)

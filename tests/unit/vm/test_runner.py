@@ -49,7 +49,7 @@ def test_a_guest_that_takes_too_long_is_stopped(payload: Path, monkeypatch: pyte
 def test_a_guest_that_stands_still_before_it_is_up_is_booted_again(
     tmp_path: Path, payload: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(emulator, "UP_SECONDS", 0.5)
+    monkeypatch.setattr(emulator, "UP_SECONDS", 2)
     once = tmp_path / "once"
     monkeypatch.setenv("GUEST", f"[ -e {once} ] || {{ touch {once}; exec sleep 60; }}; " + END.format(status=7))
     assert run(payload=payload) == 7
@@ -64,7 +64,7 @@ def test_a_guest_that_is_up_is_not_booted_again(
     payload: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(emulator, "UP_SECONDS", 0.5)
-    monkeypatch.setenv("GUEST", "echo vm: Linux 6.1 is up after 0.1 s; exec sleep 60")
+    monkeypatch.setenv("GUEST", "printf message; echo vm: Linux 6.1 is up after 0.1 s; exec sleep 60")
     assert run("--timeout=1.5", payload=payload) == TIMED_OUT
     assert capfd.readouterr().out.count("booting: ") == 1
 
