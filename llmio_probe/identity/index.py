@@ -18,7 +18,7 @@ _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 class Index:
-    """Found by hashing: open addressing, at most a quarter full. Row 0 is nobody's, and what has no row has that.
+    """Found by hashing: open addressing, at most half full. Row 0 is nobody's, and what has no row has that.
 
     A key is one or two 64-bit words, given as an array each.
     """
@@ -49,7 +49,7 @@ class Index:
         self._words = [grown(word, self._rows) for word in self._words]
         for word, values in zip(self._words, key, strict=True):
             word[first : self._rows] = values
-        if 4 * self._rows > len(self._slots):
+        if 2 * self._rows > len(self._slots):
             self._build()
         else:
             self._fill(first)
@@ -75,7 +75,7 @@ class Index:
         return slots
 
     def _build(self) -> None:
-        self._slots = np.zeros(max(1024, 1 << (8 * self._rows - 1).bit_length()), np.int32)
+        self._slots = np.zeros(max(1024, 1 << (4 * self._rows - 1).bit_length()), np.int32)
         self._fill(1)
 
     def _fill(self, first: int) -> None:

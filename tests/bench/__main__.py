@@ -27,6 +27,7 @@ from tests.bench.measures.daemon import daemon
 from tests.bench.measures.file_cost import file_cost
 from tests.bench.measures.losses import losses
 from tests.bench.measures.reader import reader
+from tests.bench.measures.remembered import remembered
 from tests.bench.measures.scrape import scrape
 from tests.bench.measures.start import start
 from tests.bench.measures.throughput import throughput
@@ -40,7 +41,8 @@ from tests.page import put
 
 Measure = Callable[[Setting], Iterator[Row]]
 MEASURES = (
-    kernel_cost, file_cost, throughput, two_probes, call_cost, losses, two_cpus, reader, start, daemon, scrape
+    kernel_cost, file_cost, throughput, two_probes, call_cost, losses, two_cpus, reader, start, daemon, remembered,
+    scrape,
 )  # fmt: skip
 """In the order of the table."""
 ROOT = Path(__file__).parents[2]
