@@ -28,7 +28,7 @@ LEFT_OUT = ("made_ns", "issued_ns", "done_ns", "sector", "hw_queue")
 """Fields that do not make another combination."""
 
 MOST = 1 << 13
-"""Combinations that are kept, in some 3 MB. With more the table begins anew: hardly any load repeats so many."""
+"""Combinations that are kept, in some 2 MB. With more the table begins anew: hardly any load repeats so many."""
 
 PIECE = 1 << 14
 """Records at once: what is made of so many stays in a CPU's own cache. A run ends where a piece does."""
@@ -123,13 +123,14 @@ class Combinations:
             counts[: len(each)] += each.astype(np.int64)
         places = counts.nonzero()[0]
         index, lengths = _joined(found)
-        return Combined(records, self._samples.take(places).view(REQUEST), counts[places], lengths, index, places)
+        samples = np.zeros((len(places), len(_MASK)), np.uint64)
+        samples[:, _FIRST:] = self._keys.take(places, axis=0)
+        return Combined(records, samples.view(REQUEST).reshape(-1), counts[places], lengths, index, places)
 
     def _clear(self) -> None:
         self._rows = 1
         # An empty slot leads to row 0. Its key is as good as any other: a record that had it would be found there.
         self._keys = np.zeros((1, _WORDS), np.uint64)
-        self._samples = np.zeros(1, _OPAQUE)
         self._slots = np.zeros(_ROOM, np.int32)
 
     def _find(self, records: Records) -> _Found:
@@ -168,9 +169,7 @@ class Combinations:
         if self._rows > len(self._keys):
             more = self._rows + self._rows // 2 - len(self._keys)
             self._keys = np.concatenate([self._keys, np.zeros((more, _WORDS), np.uint64)])
-            self._samples = np.concatenate([self._samples, np.zeros(more, _OPAQUE)])
         self._keys[first : self._rows] = keys[new]
-        self._samples.view(np.uint64).reshape(-1, len(_MASK))[first : self._rows, _FIRST:] = keys[new]
         if _ROOM * self._rows > len(self._slots):
             self._slots = np.zeros(1 << (_ROOM * self._rows).bit_length(), np.int32)
             first = 1
