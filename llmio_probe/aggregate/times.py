@@ -44,7 +44,9 @@ class Times:
         ns, places = ns.ravel(), places.ravel()
         if ns.min(initial=0) < 0:  # the clocks of two CPUs may differ
             np.maximum(ns, 0, out=ns)
-        add_at_places(self.counts.reshape(-1), places * OCTAVES + octave(ns), None)
+        columns = octave(ns)
+        columns += places * OCTAVES
+        add_at_places(self.counts.reshape(-1), columns, None)
         if heads is None:
             add_at_places(self.sums.reshape(-1), places, ns)
         else:  # one by one, additions to the same sum wait for each other
