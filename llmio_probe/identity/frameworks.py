@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def load_rules(text_or_path: str | Path) -> tuple[Rule, ...]:
 
 
 def builtin_rules() -> tuple[Rule, ...]:
-    return load_rules(resources.files(__package__).joinpath("frameworks.yaml").read_text(encoding="utf-8"))
+    return load_rules(Path(__file__).with_name("frameworks.yaml").read_text(encoding="utf-8"))
 
 
 def identify(rules: Sequence[Rule], facts: ProcessFacts, maps: Callable[[], frozenset[str]]) -> Identification:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import yaml
@@ -124,7 +124,7 @@ def decide(
 
 
 def builtin_role_rules() -> tuple[Rule, ...]:
-    text = resources.files(__package__).joinpath("roles.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("roles.yaml").read_text(encoding="utf-8")
     root = compose(text, "roles.yaml")
     assert root is not None
     try:

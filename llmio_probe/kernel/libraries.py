@@ -6,7 +6,6 @@ Only finding them may go in here; what is called in them is for libbpf.py and at
 from __future__ import annotations
 
 import ctypes
-from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ NEEDS = {"libbpf.so.1": ("libelf.so.1",), "libelf.so.1": ("libz.so.1",)}
 
 
 def carried() -> Path:
-    return Path(str(resources.files("llmio_probe.kernel"))) / "carried"
+    return Path(__file__).parent / "carried"
 
 
 def load(name: str, kind: type[Library], folder: Path | None = None) -> Library:

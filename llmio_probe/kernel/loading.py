@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from platform import machine
 from typing import Literal
@@ -87,7 +86,7 @@ class Loaded:
 
 def object_path() -> Path:
     """The object that was built for this machine. ProbeError when there is none."""
-    path = Path(str(resources.files("llmio_probe.kernel"))) / "objects" / f"probe.{machine()}.bpf.o"
+    path = Path(__file__).parent / "objects" / f"probe.{machine()}.bpf.o"
     if not path.is_file():
         raise ProbeError(f"the BPF object {path} is missing: run make setup, or install a wheel for {machine()}")
     return path

@@ -7,10 +7,10 @@ presentation goes in here, and no number that the document does not hold.
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import resources
 from typing import Any, Literal, TextIO
 
 from llmio_probe.aggregate.rows import (
@@ -113,7 +113,7 @@ def dump(document: Document, stream: TextIO) -> None:
 
 def schema() -> Document:
     """The JSON Schema of the document."""
-    text = resources.files("llmio_probe.outputs").joinpath("summary.schema.json").read_text(encoding="utf-8")
+    text = pathlib.Path(__file__).with_name("summary.schema.json").read_text(encoding="utf-8")
     loaded: Document = json.loads(text)
     return loaded
 
