@@ -54,7 +54,7 @@ SWEEP_SECONDS = 10.0
 """How often at least to look who has ended and what found no room; oftener where workers are soon forgotten."""
 PATIENCE_SECONDS = 1.0
 """How long a scrape waits for a new snapshot."""
-FILES = 20_000
+FILES = 17_500
 """Remembered at once: more than the kernel side does (FILES_MAX), so that one which is forgotten is named again."""
 
 log = logging.getLogger("llmio-probe")

@@ -208,8 +208,8 @@ class Files:
             del self._views[tgid]  # it was another process's
 
     def _forget(self, limit: int) -> None:
-        """Down to seven eighths, so that not every batch has to."""
-        for index in self._table.drop(limit - -(-limit // 8)).tolist():
+        """Down to fifteen sixteenths, so that not every batch has to."""
+        for index in self._table.drop(limit - -(-limit // 16)).tolist():
             del self.files[index]
             self._unplaced.discard(index)
 
