@@ -122,7 +122,7 @@ class Combinations:
             each = np.bincount(rows, lengths)
             counts[: len(each)] += each.astype(np.int64)
         places = counts.nonzero()[0]
-        index, lengths = _joined(found)
+        index, lengths = _as_one(found)
         samples = np.zeros((len(places), len(_MASK)), np.uint64)
         samples[:, _FIRST:] = self._keys.take(places, axis=0)
         return Combined(records, samples.view(REQUEST).reshape(-1), counts[places], lengths, index, places)
@@ -189,7 +189,7 @@ class Combinations:
         return slots
 
 
-def _joined(found: Sequence[_Found]) -> tuple[Ints, Ints | None]:
+def _as_one(found: Sequence[_Found]) -> tuple[Ints, Ints | None]:
     """The pieces' rows and lengths as one."""
     if not found:
         return np.empty(0, np.int64), None

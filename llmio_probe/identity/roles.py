@@ -231,6 +231,7 @@ class RoleBook:
             if path != pair.path:
                 pair.path, pair.rules = path, () if path is None else self._rules.for_path(path)
                 pair.header, pair.tries, pair.next_look = None, 0, -math.inf
+            pair.path = path  # an equal string of a later sight: else it would be looked at in every pass
             if self._wants_header(pair):
                 if headers:
                     headers -= 1

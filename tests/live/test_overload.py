@@ -73,11 +73,7 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def nothing() -> None:
-    """What is done meanwhile, if nothing is."""
-
-
-def overrun(reader: int, volume: Volume, folder: Path, meanwhile: Callable[[], object] = nothing) -> list[Job]:
+def overrun(reader: int, volume: Volume, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> list[Job]:
     """A job begins while the reader looks, one on another file while it is stopped; both end before it goes on.
 
     meanwhile: called when both have been at it for a while.

@@ -77,11 +77,6 @@ class End:
     seconds: float
     last: Sequence[str] = field(default_factory=list)
 
-    @property
-    def reported(self) -> bool:
-        """Did the command end, and not the guest before it?"""
-        return self.status not in (STOOD_STILL, TIMED_OUT, DIED)
-
 
 class Limits(NamedTuple):
     """Seconds since the emulator's start: until all is done, and until the guest is up."""
