@@ -262,9 +262,18 @@ static __always_inline bool has_simple_dio(void)
 	return SYMBOL(iomap_dio_simple_pool);
 }
 
-static __always_inline bool has_mark(struct xa_node *node, int mark)
+static __always_inline unsigned long marks_of(struct xa_node *node, int mark)
 {
 	return READ(node, marks[mark][0]);
+}
+
+static __always_inline unsigned long index_of(void *folio)
+{
+#if SINCE(5, 16)
+	return READ((struct folio *)folio, index);
+#else
+	return READ((struct page *)folio, index);
+#endif
 }
 
 /* --- syscalls.h: as the kernel's task_pt_regs() */

@@ -89,8 +89,10 @@ struct xarray {
 	void *xa_head;
 };
 
-/* marks: the dirty and the writeback mark of each slot, at least one word each. */
+/* marks: a bit for each slot, of which there are 64 but on small devices (CONFIG_BASE_SMALL): dirty, writeback. */
 struct xa_node {
+	unsigned char shift;
+	void *slots[64];
 	unsigned long marks[3];
 };
 
@@ -101,6 +103,7 @@ struct address_space {
 
 struct page {
 	struct address_space *mapping;
+	unsigned long index; /* before 6.16 */
 	unsigned long compound_head;
 };
 
@@ -108,7 +111,9 @@ struct page___in_7 {
 	unsigned long compound_info;
 };
 
-struct folio; /* since 5.16 */
+struct folio { /* since 5.16 */
+	unsigned long index;
+};
 
 struct path {
 	struct dentry *dentry;
@@ -481,9 +486,16 @@ static __always_inline bool has_simple_dio(void)
 	return bpf_core_type_exists(struct iomap_dio_simple);
 }
 
-static __always_inline bool has_mark(struct xa_node *node, int mark)
+static __always_inline unsigned long marks_of(struct xa_node *node, int mark)
 {
 	return READ(node, marks[mark]);
+}
+
+static __always_inline unsigned long index_of(void *folio)
+{
+	if (bpf_core_field_exists(struct folio, index))
+		return READ((struct folio *)folio, index);
+	return READ((struct page *)folio, index);
 }
 
 #define REQ_OP_MASK 0xff /* REQ_OP_BITS is 8 since 4.8 */

@@ -11,6 +11,34 @@
 
 #define PAGECACHE_TAG_DIRTY 0	  /* include/linux/fs.h; marks of the page cache's xarray */
 #define PAGECACHE_TAG_WRITEBACK 1
+#define XARRAY_DEPTH_MAX 6 /* of 64 slots each: files of up to 256 TiB */
+
+static __always_inline bool is_node(unsigned long entry)
+{
+	return (entry & 3) == 2 && entry > 4096; /* xa_is_node */
+}
+
+/*
+ * Has the page that is being dirtied its mark already? Then nobody has written to it: whoever flushes puts it back, since
+ * it cannot all be written yet (folio_redirty_for_writepage). ext4's journal thread does so with folios of which some
+ * blocks have no place on the disk.
+ */
+static __always_inline bool is_put_back(struct address_space *mapping, unsigned long index)
+{
+	unsigned long entry = WORD(address_space, mapping, i_pages.xa_head);
+	bool marked = false;
+
+	for (int i = 0; i < XARRAY_DEPTH_MAX && is_node(entry); i++) {
+		struct xa_node *node = AS(xa_node, entry - 2);
+		unsigned long slot = index >> READ(node, shift) & 63;
+
+		marked = marks_of(node, PAGECACHE_TAG_DIRTY) >> slot & 1;
+		if (bpf_probe_read_kernel(&entry, sizeof(entry),
+					  (void *)(entry - 2 + OFFSET(xa_node, slots) + slot * sizeof(entry))))
+			return false;
+	}
+	return marked && !is_node(entry);
+}
 
 /*
  * Are there pages of an earlier writer that have not reached the disk? The page that is being dirtied has no mark yet. An
@@ -21,9 +49,9 @@ static __always_inline bool has_unwritten_pages(struct address_space *mapping)
 	unsigned long head = WORD(address_space, mapping, i_pages.xa_head), flags = 0;
 	struct xa_node *node;
 
-	if ((head & 3) == 2) { /* xa_is_node */
+	if (is_node(head)) {
 		node = AS(xa_node, head - 2);
-		return has_mark(node, PAGECACHE_TAG_DIRTY) || has_mark(node, PAGECACHE_TAG_WRITEBACK);
+		return marks_of(node, PAGECACHE_TAG_DIRTY) || marks_of(node, PAGECACHE_TAG_WRITEBACK);
 	}
 	if (!head || head & 3)
 		return false;
@@ -38,8 +66,8 @@ static __always_inline bool same_owner(const struct share *a, const struct share
 	       (a->tgid == b->tgid && a->owner_start_ns == b->owner_start_ns);
 }
 
-/* Another process or engine than before, or another inode: seldom. */
-GLOBAL int set_last_writer(__u64 key)
+/* Another process or engine than before, or another inode: seldom. index: of the page that it dirties. */
+GLOBAL int set_last_writer(__u64 key, __u64 index)
 {
 	__u64 address = bpf_get_current_task();
 	struct task_struct *task = AS(task_struct, address);
@@ -49,6 +77,8 @@ GLOBAL int set_last_writer(__u64 key)
 	unsigned long magic = READ(inode, i_sb, s_magic);
 
 	if (magic == BTRFS_SUPER_MAGIC && READ(inode, i_ino) == BTRFS_BTREE_INODE)
+		return 0;
+	if (is_put_back(READ(inode, i_mapping), index))
 		return 0;
 	if (magic == BDEVFS_MAGIC) {
 		struct block_device *bdev = bdev_of(inode);
@@ -78,7 +108,7 @@ GLOBAL int set_last_writer(__u64 key)
 	return 0;
 }
 
-static __always_inline int note_writer(struct address_space *mapping)
+static __always_inline int note_writer(void *folio, struct address_space *mapping)
 {
 	struct task_struct *task = AS(task_struct, bpf_get_current_task());
 	__u32 zero = 0, epoch, tgid, generation;
@@ -109,7 +139,7 @@ static __always_inline int note_writer(struct address_space *mapping)
 	if (!writer || writer->tgid != tgid || writer->owner_start_ns != start ||
 	    writer->inode_generation != generation || writer->engine != engine ||
 	    (writer->inode != number && writer->file_device) || writer->shared) {
-		set_last_writer(key);
+		set_last_writer(key, index_of(folio));
 		return 0;
 	}
 	last->epoch = epoch;
@@ -124,19 +154,19 @@ static __always_inline int note_writer(struct address_space *mapping)
 
 PROGRAM(writeback_dirty_folio, void *folio, struct address_space *mapping)
 {
-	return note_writer(mapping);
+	return note_writer(folio, mapping);
 }
 
 #if !defined(LLMIO_PLAIN)
 /* Before 5.18. */
 PROGRAM(writeback_dirty_page, void *page, struct address_space *mapping)
 {
-	return note_writer(mapping);
+	return note_writer(page, mapping);
 }
 #else
 PROGRAM_AGAIN(writeback_dirty_folio, void *folio, struct address_space *mapping)
 {
-	return note_writer(mapping);
+	return note_writer(folio, mapping);
 }
 #endif
 

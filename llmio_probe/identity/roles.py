@@ -8,6 +8,7 @@ pair only when it is new or something about it has changed.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +41,9 @@ _UNUSED = np.array((0, _NEVER, 0, 0, False), _USE)
 
 _SIGNS = {"rewritten": 1, "mapped": 2, "used": 4}
 """The behaviours that it tells, as bits."""
+
+_ENDS = 2 * mmap.PAGESIZE
+"""What numpy's open_memmap writes by calls of a file that only mappings fill: the header's page and the last one."""
 
 _UNWATCHED, _KNOWN, _COUNTED = range(3)
 """What has to be watched of a pair: nothing; only whether its process is still the same; how its file is used."""
@@ -366,7 +370,7 @@ def _signs(use: NDArray[Any]) -> NDArray[np.uint8]:
     shown = {
         "rewritten": use["rewritten"],
         "mapped": use["mapped"] > use["called"],
-        "used": (use["called"] > 0) | (use["first_read"] < _NEVER),
+        "used": (use["called"] > _ENDS) | (use["first_read"] < _NEVER),
     }
     signs = np.zeros(len(use), np.uint8)
     for name, bit in _SIGNS.items():

@@ -231,8 +231,9 @@ class Observed:
         return [f for f in self.watched.report["files"] if f["path"] == str(path)]
 
     def entry(self, path: Path | str) -> Document:
-        [found] = self.files(path)
-        return found
+        found = self.files(path)
+        assert len(found) == 1, found
+        return found[0]
 
     def kinds(self, pid: int) -> dict[tuple[str, str | None, str | None], int]:
         """Bytes read and written by a process, by op, engine and path."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,16 +119,16 @@ def partition(disk: Disk, number: int, start: int, size: int) -> Iterator[Disk]:
 
 
 @contextmanager
-def filesystem(kind: str, disk: Disk, *options: str) -> Iterator[Volume]:
-    """Format the disk and mount it."""
-    run(*FORMAT[kind], disk.path)
+def filesystem(kind: str, disk: Disk, *options: str, shape: Sequence[str] = ()) -> Iterator[Volume]:
+    """Format the disk and mount it; options are the mount's, shape is the format's."""
+    run(*FORMAT[kind], *shape, disk.path)
     with tempfile.TemporaryDirectory(prefix="llmio-") as name, mounted("-t", kind, *options, disk.path, name) as folder:
         yield Volume(kind, disk, folder, folder)
 
 
 @contextmanager
-def volume_of(kind: str, size: int = 1 << 30) -> Iterator[Volume]:
-    with loop_device(size) as disk, filesystem(kind, disk) as made:
+def volume_of(kind: str, size: int = 1 << 30, shape: Sequence[str] = ()) -> Iterator[Volume]:
+    with loop_device(size) as disk, filesystem(kind, disk, shape=shape) as made:
         yield made
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.live.harness import Actor, Disk, Observe, run, transferred
 from tests.live.scenes import Played, Scene, scene
-from tests.live.system import Volume, drop, fill, loop_device, memory_cgroup, swap_on, sysctl
+from tests.live.system import Volume, drop, fill, loop_device, memory_cgroup, swap_on, sysctl, volume_of
 
 KINDS = ("ext4", "xfs", "btrfs")
 SIZE = 37 * 4096 * 16
@@ -218,6 +218,33 @@ def test_a_file_that_was_shared_is_a_single_writers_after_its_flush(ext4_volume:
     assert sum(written for _, written in seen.bytes_of(path).values()) == 42 * BLOCK
     assert seen.bytes_of(path)[seen.told[0]][1] >= 29 * BLOCK
     seen.check_totals()
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("then", ["write", "map_file"])
+def test_what_the_journal_puts_back_stays_its_writers(observe: Observe, then: str) -> None:
+    """A commit writes those blocks of a page that have a place on the disk, and dirties it again for the others."""
+    with volume_of("ext4", shape=["-b", str(BLOCK // 4)]) as place:
+        place.settle()
+        path, other = place.folder / "file", place.folder / "other"
+
+        def scenario() -> tuple[int, int]:
+            with Actor() as writer, Actor() as committer:
+                writer.do("write", path, 0, 128)
+                writer.do("write", path, SIZE - 1, 1)  # zeroes what follows the 128: a part of the transaction
+                writer.do("sync_file_range", path)  # their blocks get places, nothing is committed
+                writer.do(then, path, *((0, SIZE) if then == "write" else ("write",)))
+                committer.do("write", other, 0, 128)
+                committer.do("fsync", other)
+                place.settle()
+                return writer.pid, committer.pid
+
+        seen = observe(place, scenario)
+        writer, committer = seen.told
+        assert seen.bytes_of(path) == {writer: (0, SIZE + BLOCK // 2)}
+        assert not seen.entry(path)["shared_writers"]
+        assert seen.bytes_of(other) == {committer: (0, BLOCK // 4)}
+        seen.check_totals()
 
 
 @pytest.fixture(scope="module")

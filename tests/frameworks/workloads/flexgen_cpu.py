@@ -1,7 +1,8 @@
 """FlexGen's own main on a host without a GPU: its disk, its copy threads and its loop are the real ones.
 
-Takes FlexGen's own arguments; FLEXGEN_LAYERS and FLEXGEN_VOCABULARY make the model smaller. What is replaced is only
-CUDA (streams, pinning, the device: a CPU that calls itself one) and the tokenizer, which would come from the hub.
+Takes FlexGen's own arguments; FLEXGEN_LAYERS and FLEXGEN_VOCABULARY make the model smaller, FLEXGEN_PAUSE is seconds to
+wait after making a layer's KV cache, as a slow host takes. What is replaced is only CUDA (streams, pinning, the device:
+a CPU that calls itself one) and the tokenizer, which would come from the hub.
 It stops at gates: before the weights are made, before each generate(), and before each token of the second.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ flex_opt.TorchDevice = GpuOnCpu
 
 # --- A smaller model, and gates
 
-configuration = flex_opt.get_opt_config
+configuration, make_cache = flex_opt.get_opt_config, flex_opt.OptLM.init_cache
 generate, mask = flex_opt.OptLM.generate, flex_opt.OptLM.update_attention_mask
 generated = 0
 
@@ -69,6 +71,11 @@ generated = 0
 def small(name: str) -> Any:
     layers, vocabulary = int(os.environ["FLEXGEN_LAYERS"]), int(os.environ["FLEXGEN_VOCABULARY"])
     return dataclasses.replace(configuration(name), num_hidden_layers=layers, vocab_size=vocabulary)
+
+
+def slow_cache(self: Any, layer: int, batch: int) -> None:
+    make_cache(self, layer, batch)
+    time.sleep(float(os.environ.get("FLEXGEN_PAUSE", "0")))
 
 
 def gated_generate(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -90,6 +97,7 @@ def sizes() -> dict[str, int]:
 
 
 flex_opt.get_opt_config = small
+flex_opt.OptLM.init_cache = slow_cache
 flex_opt.OptLM.generate = gated_generate
 flex_opt.OptLM.update_attention_mask = gated_mask
 

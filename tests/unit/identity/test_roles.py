@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -294,6 +295,8 @@ SEEN: list[tuple[str, list[Records], str]] = [
     ("written by system calls, then read", [written(1), read(9), read(99)], "weights"),
     ("written through a mapping", [written(1, Engine.MMAP)], "kv_cache"),
     ("its first page by a call, the rest not", [written(1, size=4 * KIB), written(2, Engine.MMAP)], "kv_cache"),
+    ("its first and its last page by calls", [written(1, size=mmap.PAGESIZE), written(2, size=mmap.PAGESIZE)], "other"),
+    ("a page more by calls", [written(1, size=mmap.PAGESIZE), written(2, size=2 * mmap.PAGESIZE)], "weights"),
     ("mostly by calls", [written(1), written(2, Engine.MMAP, size=4 * KIB)], "weights"),
     ("nobody knows how it was written", [written(1, Engine.UNKNOWN)], "other"),
     ("written by the kernel, then read", [written(1, Engine.KERNEL), read(2)], "weights"),
