@@ -31,7 +31,7 @@ BEHAVIOURS = {
     "npy-other": "its .npy header shows another shape",
     "rewritten": "it was written again a minute or more after it was first read",
     "mapped": "more of it was written through a mapping than by system calls",
-    "used": "it was read, or more than two pages of it were written by system calls",
+    "used": "it was read, or written by system calls, but for its first and its last page alone",
 }
 
 

@@ -34,16 +34,20 @@ HEADERS_AT_ONCE = 100
 HEADER_TRIES = 10
 """How often one file's header is looked for, the wait doubling from a second: for 17 minutes."""
 
-_USE = np.dtype([("start", "u8"), ("first_read", "i8"), ("mapped", "i8"), ("called", "i8"), ("rewritten", "?")])
-"""What a pair's records did: start of the process, ns of the first read, bytes written by each way; see BEHAVIOURS."""
+_USE = np.dtype(
+    [("start", "u8"), ("first_read", "i8"), ("mapped", "i8"), ("called", "i8"), ("longest", "i8"), ("rewritten", "?")]
+)
+"""What a pair's records did: start of the process, ns of the first read, bytes written by each way, and by calls in the
+longest request; see BEHAVIOURS."""
 _NEVER = np.iinfo(np.int64).max
-_UNUSED = np.array((0, _NEVER, 0, 0, False), _USE)
+_UNUSED = np.array((0, _NEVER, 0, 0, 0, False), _USE)
 
 _SIGNS = {"rewritten": 1, "mapped": 2, "used": 4}
 """The behaviours that it tells, as bits."""
 
 _ENDS = 2 * mmap.PAGESIZE
-"""What numpy's open_memmap writes by calls of a file that only mappings fill: the header's page and the last one."""
+"""In two requests this is what NumPy's open_memmap writes by calls of a file that only mappings fill: the header's page
+and the last one."""
 
 _UNWATCHED, _KNOWN, _COUNTED = range(3)
 """What has to be watched of a pair: nothing; only whether its process is still the same; how its file is used."""
@@ -266,7 +270,7 @@ class RoleBook:
     def _behaves(self, pair: _Pair, behaviour: str) -> Answer:
         if behaviour in _SIGNS:
             shown = bool(self._signs[pair.row] & _SIGNS[behaviour])
-            return Answer(shown, shown and behaviour != "mapped")
+            return Answer(shown, shown and behaviour == "rewritten")
         return Answer(pair.header == behaviour, not self._wants_header(pair))
 
     def _framework(self, pair: _Pair) -> str | None:
@@ -334,8 +338,10 @@ class RoleBook:
             return
         use, written, bytes_ = self._use, rows[chosen], records["bytes"][chosen]
         engine = records["engine"][chosen]
-        for name, ways in (("mapped", engine == Engine.MMAP), ("called", _BY_CALL[engine])):
+        calls = _BY_CALL[engine]
+        for name, ways in (("mapped", engine == Engine.MMAP), ("called", calls)):
             use[name] += np.bincount(written[ways], bytes_[ways], len(use)).astype(np.int64)
+        np.maximum.at(use["longest"], written[calls], bytes_[calls])
         late = _times(records, "made_ns")[chosen] - use["first_read"][written] >= SETTLE_NS
         use["rewritten"][written[late]] = True
 
@@ -367,10 +373,11 @@ def _itself(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _signs(use: NDArray[Any]) -> NDArray[np.uint8]:
     """Which of _SIGNS each use shows."""
+    called = use["called"]
     shown = {
         "rewritten": use["rewritten"],
-        "mapped": use["mapped"] > use["called"],
-        "used": (use["called"] > _ENDS) | (use["first_read"] < _NEVER),
+        "mapped": use["mapped"] > called,
+        "used": (use["first_read"] < _NEVER) | (called > _ENDS) | ((called > 0) & (called == use["longest"])),
     }
     signs = np.zeros(len(use), np.uint8)
     for name, bit in _SIGNS.items():

@@ -24,7 +24,7 @@ LEAST_LINES = 20
 """Of what it prints, its own words at the start among them; a load gives thousands."""
 _IN_OWN_TRACEFS = (
     "unshare", "--mount", "--propagation", "private",
-    "sh", "-c", 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"', "sh",
+    "sh", "-c", 'test -e /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"', "sh",
 )  # fmt: skip
 """bpftrace needs one, many hosts have none; this one is gone with its mount namespace."""
 
