@@ -38,7 +38,7 @@ class Effort:
     thorough: bool
 
 
-FULL = Effort(rounds=5, pairs=15, fewer=3, seconds=0.4, thorough=True)
+FULL = Effort(rounds=5, pairs=15, fewer=3, seconds=0.35, thorough=True)
 QUICK = Effort(rounds=1, pairs=1, fewer=1, seconds=0.2, thorough=False)
 
 
