@@ -103,7 +103,7 @@ struct address_space {
 
 struct page {
 	struct address_space *mapping;
-	unsigned long index; /* before 6.16 */
+	unsigned long index; /* read before 5.16, where there is no folio */
 	unsigned long compound_head;
 };
 
